@@ -1,0 +1,111 @@
+"""Askfirst's LLM layer: one small contract over local engines and remote services, usable alone.
+
+    from llm import LLMConfig, get_llm_client
+
+    client = get_llm_client(LLMConfig(backend="ollama", model="qwen2.5:1.5b"))
+    response = await client.generate("Name three vegetables")
+
+Names are imported on first use, so that `import llm` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llm.autoselect import Selection, select_backend
+    from llm.backends.llamacpp import LlamaCppBackend
+    from llm.backends.mlx import MLXBackend
+    from llm.backends.mock import MockBackend
+    from llm.backends.ollama import OllamaBackend
+    from llm.backends.remote import RemoteBackend
+    from llm.client import LLMClient
+    from llm.config import LLMConfig
+    from llm.errors import (
+        AuthenticationFailed,
+        BadReply,
+        BadRequest,
+        CallCancelled,
+        ConfigurationError,
+        ConnectionFailed,
+        DeadlineExceeded,
+        LLMError,
+        ModelNotFound,
+        NoModel,
+        RateLimited,
+        ServerError,
+    )
+    from llm.factory import get_llm_client
+    from llm.types import LLMMessage, LLMRequest, LLMResponse
+
+_HOMES = {
+    "AuthenticationFailed": "llm.errors",
+    "BadReply": "llm.errors",
+    "BadRequest": "llm.errors",
+    "CallCancelled": "llm.errors",
+    "ConfigurationError": "llm.errors",
+    "ConnectionFailed": "llm.errors",
+    "DeadlineExceeded": "llm.errors",
+    "LLMClient": "llm.client",
+    "LLMConfig": "llm.config",
+    "LLMError": "llm.errors",
+    "LLMMessage": "llm.types",
+    "LLMRequest": "llm.types",
+    "LLMResponse": "llm.types",
+    "LlamaCppBackend": "llm.backends.llamacpp",
+    "MLXBackend": "llm.backends.mlx",
+    "MockBackend": "llm.backends.mock",
+    "ModelNotFound": "llm.errors",
+    "NoModel": "llm.errors",
+    "OllamaBackend": "llm.backends.ollama",
+    "RateLimited": "llm.errors",
+    "RemoteBackend": "llm.backends.remote",
+    "Selection": "llm.autoselect",
+    "ServerError": "llm.errors",
+    "get_llm_client": "llm.factory",
+    "select_backend": "llm.autoselect",
+}
+
+__all__ = [
+    "AuthenticationFailed",
+    "BadReply",
+    "BadRequest",
+    "CallCancelled",
+    "ConfigurationError",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "LLMClient",
+    "LLMConfig",
+    "LLMError",
+    "LLMMessage",
+    "LLMRequest",
+    "LLMResponse",
+    "LlamaCppBackend",
+    "MLXBackend",
+    "MockBackend",
+    "ModelNotFound",
+    "NoModel",
+    "OllamaBackend",
+    "RateLimited",
+    "RemoteBackend",
+    "Selection",
+    "ServerError",
+    "get_llm_client",
+    "select_backend",
+]
+
+# Hidden from type checkers: a module __getattr__ would turn every typo into a valid name for them.
+if not TYPE_CHECKING:
+
+    def __getattr__(name):
+        if name not in _HOMES:
+            message = f"module 'llm' has no attribute {name!r}"
+            raise AttributeError(message)
+        from importlib import import_module  # noqa: PLC0415
+
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+
+    def __dir__():
+        return sorted(__all__)

@@ -1,0 +1,212 @@
+"""LLMConfig: how to reach a model, as one frozen value that is checked where it enters."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from llm.errors import ConfigurationError
+
+DEFAULT_BACKEND = "ollama"
+
+DEFAULT_MODELS: Mapping[str, str] = {
+    "ollama": "qwen2.5:1.5b",
+    "mlx": "mlx-community/Qwen2.5-1.5B-Instruct-4bit",
+    "remote": "gpt-4",
+    "llamacpp": "smollm2:135m",
+    "mock": "mock",
+}
+"""The model of each backend when none is named."""
+
+MAX_REPLY_BYTES = 4 * 1024 * 1024
+"""Default byte cap of one reply: far above any answer of 100,000 tokens, far below a Pi's memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LLMConfig:
+    """How to reach a model and how it shall answer.
+
+    Attributes:
+        backend: "ollama", "llamacpp", "mlx", "remote" or "mock" (or one that a plugin registered).
+        model: the backend's name of the model; empty means the backend's default.
+        temperature: 0.0 to 2.0; 0 is greedy, not "unset".
+        max_tokens: most tokens to generate, at least 1.
+        top_p: nucleus threshold, above 0 and at most 1.
+        api_key: key of a remote service; never shown by `repr`.
+        api_base: base URL of the server; None means the backend's usual place.
+        timeout: total seconds of one call, waiting, loading and answering together.
+        enable_cache: keep and reuse answers.
+        cache_dir: folder of the cache's database.
+        seed: seed of the sampler, None leaves it to the backend.
+        context_length: tokens of context to ask a local engine for; one fixed value, because Ollama
+            reloads the model whenever it changes.
+        max_reply_bytes: a reply larger than this is cut off and refused.
+
+    Raises:
+        ConfigurationError: one or more values cannot work; all of them are named at once.
+    """
+
+    backend: str = DEFAULT_BACKEND
+    model: str = ""
+    temperature: float = 0.7
+    max_tokens: int = 512
+    top_p: float = 0.9
+    api_key: str | None = field(default=None, repr=False)
+    api_base: str | None = None
+    timeout: float = 30.0
+    enable_cache: bool = True
+    cache_dir: str = ".llm_cache"
+    seed: int | None = None
+    context_length: int = 4096
+    max_reply_bytes: int = MAX_REPLY_BYTES
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "backend", self.backend.strip().lower())
+        if not self.model:
+            default = DEFAULT_MODELS.get(self.backend, DEFAULT_MODELS["mock"])
+            object.__setattr__(self, "model", default)
+        problems = [text for name, text in _problems(self)]
+        if problems:
+            raise ConfigurationError("; ".join(problems))
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> LLMConfig:
+        """Read the `LLM_*` variables; an unset or empty one keeps its default.
+
+        Args:
+            environ: the environment to read, `os.environ` if None.
+
+        Raises:
+            ConfigurationError: one or more variables cannot be read; all of them are named at once.
+        """
+        return cls.from_mapping(environment_values(environ))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> LLMConfig:
+        """Build a configuration from field names and values, texts being parsed.
+
+        Raises:
+            ConfigurationError: unknown names or values that cannot work; all are named at once.
+        """
+        parsed: dict[str, Any] = {}
+        problems: list[str] = []
+        for name, value in values.items():
+            try:
+                parsed[name] = parse_field(name, value)
+            except ConfigurationError as error:
+                problems.append(str(error))
+        if problems:
+            raise ConfigurationError("; ".join(problems))
+        return cls(**parsed)
+
+    def with_values(self, **changes: Any) -> LLMConfig:
+        """A copy with some fields changed; a new backend without a model gets that backend's default."""
+        if changes.get("backend", self.backend) != self.backend:
+            changes.setdefault("model", "")
+        return replace(self, **changes)
+
+
+ENVIRONMENT: Mapping[str, str] = {
+    "backend": "LLM_BACKEND",
+    "model": "LLM_MODEL",
+    "api_key": "LLM_API_KEY",
+    "api_base": "LLM_API_BASE",
+    "temperature": "LLM_TEMPERATURE",
+    "max_tokens": "LLM_MAX_TOKENS",
+    "top_p": "LLM_TOP_P",
+    "timeout": "LLM_TIMEOUT",
+    "enable_cache": "LLM_ENABLE_CACHE",
+    "cache_dir": "LLM_CACHE_DIR",
+    "seed": "LLM_SEED",
+    "context_length": "LLM_CONTEXT_LENGTH",
+    "max_reply_bytes": "LLM_MAX_REPLY_BYTES",
+}
+"""Each field's environment variable."""
+
+
+def environment_values(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The fields that the environment sets, as texts; empty variables count as unset."""
+    source = os.environ if environ is None else environ
+    found = {name: source.get(variable, "").strip() for name, variable in ENVIRONMENT.items()}
+    return {name: text for name, text in found.items() if text}
+
+
+_TRUE = frozenset({"true", "1", "yes", "on"})
+_FALSE = frozenset({"false", "0", "no", "off"})
+
+
+def _boolean(text: str) -> bool:
+    lowered = text.lower()
+    if lowered not in _TRUE | _FALSE:
+        raise ValueError
+    return lowered in _TRUE
+
+
+_PARSERS: Mapping[str, tuple[Callable[[str], Any], str]] = {
+    "temperature": (float, "a number from 0.0 to 2.0"),
+    "top_p": (float, "a number above 0 and at most 1"),
+    "timeout": (float, "a number of seconds above 0"),
+    "max_tokens": (int, "a whole number of tokens, 1 or more"),
+    "seed": (int, "a whole number"),
+    "context_length": (int, "a whole number of tokens, 256 or more"),
+    "max_reply_bytes": (int, "a whole number of bytes, 1024 or more"),
+    "enable_cache": (_boolean, "true or false"),
+}
+
+
+def parse_field(name: str, value: Any) -> Any:
+    """Turn one value, perhaps a text from the environment, into what the field holds.
+
+    Raises:
+        ConfigurationError: the field does not exist, or the value is not of its kind.
+    """
+    known = [f.name for f in fields(LLMConfig)]
+    if name not in known:
+        msg = f"unknown LLM setting {name!r}; the settings are {', '.join(known)}"
+        raise ConfigurationError(msg)
+    if name not in _PARSERS or not isinstance(value, str):
+        return value
+    parser, wanted = _PARSERS[name]
+    try:
+        return parser(value)
+    except ValueError as error:
+        msg = f"{ENVIRONMENT[name]} ({name}) must be {wanted}, not {value!r}"
+        raise ConfigurationError(msg) from error
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _problems(config: LLMConfig) -> list[tuple[str, str]]:
+    """Each field whose value cannot work, with a sentence that names its variable."""
+    fine = {
+        "temperature": _number(config.temperature) and 0 <= config.temperature <= 2,
+        "top_p": _number(config.top_p) and 0 < config.top_p <= 1,
+        "timeout": _number(config.timeout) and config.timeout > 0,
+        "max_tokens": _whole(config.max_tokens, 1),
+        "seed": config.seed is None or _whole(config.seed, -(2**63)),
+        "context_length": _whole(config.context_length, 256),
+        "max_reply_bytes": _whole(config.max_reply_bytes, 1024),
+        "enable_cache": isinstance(config.enable_cache, bool),
+    }
+    found = [
+        (
+            name,
+            f"{ENVIRONMENT[name]} ({name}) must be {_PARSERS[name][1]}, not {getattr(config, name)!r}",
+        )
+        for name, ok in fine.items()
+        if not ok
+    ]
+    base = config.api_base
+    if base is not None and not base.lower().startswith(("http://", "https://")):
+        text = f"{ENVIRONMENT['api_base']} (api_base) must start with http:// or https://, not {base!r}"
+        found.append(("api_base", text))
+    return found

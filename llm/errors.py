@@ -1,0 +1,138 @@
+"""What can go wrong in a model call, as one tree; nothing of httpx, mlx or sqlite3 leaves the package.
+
+    LLMError
+    |-- ConfigurationError        the settings cannot work          (never retried)
+    |   `-- NoModel               no model is configured: rules only
+    |-- ConnectionFailed          the backend cannot be reached     (retry may help)
+    |-- DeadlineExceeded          the total time ran out            (retry may help)
+    |-- AuthenticationFailed      the key is missing or refused     (never retried)
+    |-- RateLimited               too many requests; `retry_after`  (retry later)
+    |-- BadRequest                the backend refused the request   (never retried)
+    |   `-- ModelNotFound         the model is not there: pull it   (never retried)
+    |-- ServerError               the backend failed                (retry may help)
+    |-- BadReply                  the reply is not what was asked   (retry may help)
+    `-- CallCancelled             the client was closed meanwhile   (never retried)
+
+`asyncio.CancelledError` is not translated: it belongs to the caller who cancelled.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LLMError(Exception):
+    """Any failure of a model call. The message names the thing and the way out, and never holds a key.
+
+    Attributes:
+        code: a short stable word, safe as a metric label.
+        retryable: whether the same call may succeed later without a change by a person.
+    """
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+
+
+class ConfigurationError(LLMError):
+    """A setting is wrong or missing; the message names the variable."""
+
+    code = "configuration"
+
+
+class NoModel(ConfigurationError):
+    """No model is configured at all: the program runs on rules only."""
+
+    code = "no_model"
+
+
+class ConnectionFailed(LLMError):
+    """The backend cannot be reached: refused, unknown host, broken connection, engine not installed."""
+
+    code = "connection"
+    retryable = True
+
+
+class DeadlineExceeded(LLMError):
+    """The total deadline of the call (`LLM_TIMEOUT`, in seconds) ran out."""
+
+    code = "timeout"
+    retryable = True
+
+
+class AuthenticationFailed(LLMError):
+    """The key is missing, wrong or not allowed to use this model (HTTP 401, 402 and 403)."""
+
+    code = "authentication"
+
+
+class RateLimited(LLMError):
+    """Too many requests, or a quota is used up.
+
+    Attributes:
+        retry_after: seconds that the server asked to wait, None if it did not say.
+        quota: True when the account's quota or spend limit is reached, which waiting does not cure.
+    """
+
+    code = "rate_limit"
+    retryable = True
+
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, quota: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.quota = quota
+
+
+class BadRequest(LLMError):
+    """The backend understood the request and refuses it; the same request will be refused again."""
+
+    code = "bad_request"
+
+
+class ModelNotFound(BadRequest):
+    """The model is not on that backend; the message says how to get it."""
+
+    code = "model_not_found"
+
+
+class ServerError(LLMError):
+    """The backend failed on its side (HTTP 5xx, a crashed runner or engine process)."""
+
+    code = "server"
+    retryable = True
+
+
+class BadReply(LLMError):
+    """The reply is truncated, too large, not JSON, of the wrong shape, or does not fit the schema."""
+
+    code = "bad_reply"
+    retryable = True
+
+
+class CallCancelled(LLMError):
+    """The client was closed while the call was under way."""
+
+    code = "cancelled"
+
+
+ERROR_CODES: tuple[str, ...] = (
+    "error",
+    *(
+        cls.code
+        for cls in (
+            ConfigurationError,
+            NoModel,
+            ConnectionFailed,
+            DeadlineExceeded,
+            AuthenticationFailed,
+            RateLimited,
+            BadRequest,
+            ModelNotFound,
+            ServerError,
+            BadReply,
+            CallCancelled,
+        )
+    ),
+)
+"""Every `code` there is: the closed set that metrics may use as label values."""
