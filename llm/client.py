@@ -43,6 +43,7 @@ class Stats:
         self.seconds = 0.0
 
     def __call__(self, event: CallEvent) -> None:
+        """Count one event."""
         match event:
             case CallStarted():
                 self.calls += 1
@@ -172,7 +173,7 @@ class LLMClient(ABC):
             "top_p": top_p,
             "seed": seed,
         }
-        chosen = replace(self.config, **{k: v for k, v in options.items() if v is not None})
+        chosen = self.config.with_values(**{k: v for k, v in options.items() if v is not None})
         request = LLMRequest(
             messages=tuple(messages),
             model=chosen.model,
@@ -206,12 +207,15 @@ class LLMClient(ABC):
         try:
             return await task
         except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if self._closed and not (current and current.cancelling()):
+            if self._cut_by_closing():
                 msg = f"the {self.backend} client was closed during the call"
                 raise CallCancelled(msg) from None
-            task.cancel()
             raise
+
+    def _cut_by_closing(self) -> bool:
+        """Whether a cancelled call was cancelled by `aclose` and not by its caller."""
+        current = asyncio.current_task()
+        return self._closed and not (current is not None and current.cancelling())
 
     async def _within(self, request: LLMRequest, seconds: float) -> LLMResponse:
         try:

@@ -76,9 +76,7 @@ class RateLimited(LLMError):
     code = "rate_limit"
     retryable = True
 
-    def __init__(
-        self, message: str, *, retry_after: float | None = None, quota: bool = False
-    ) -> None:
+    def __init__(self, message: str, *, retry_after: float | None = None, quota: bool = False) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         self.quota = quota

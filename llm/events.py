@@ -1,4 +1,7 @@
-"""What happened during a call, as frozen events. Adapters turn them into logs and metrics; this package knows neither."""
+"""What happened during a call, as frozen events.
+
+Adapters turn them into logs and metrics; this package knows neither.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class CallFinished(CallEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFailed(CallEvent):
-    """A backend call failed with the error class `code` after `latency` seconds ("cancelled" by its caller, too)."""
+    """A backend call failed with the error class `code` after `latency` seconds."""
 
     latency: float
     code: str
@@ -49,4 +52,5 @@ class CacheMiss(CallEvent):
 class Observer(Protocol):
     """Anything that can be called with an event. It must be quick and must not raise."""
 
-    def __call__(self, event: CallEvent, /) -> None: ...
+    def __call__(self, event: CallEvent, /) -> None:
+        """Take note of `event`."""

@@ -1,4 +1,6 @@
-"""get_llm_client(): configuration -> backend with its wrappers. The order of the wrappers, outermost first:
+"""get_llm_client(): configuration in, backend with its wrappers out.
+
+The order of the wrappers, outermost first:
 
     caller -> total deadline -> cache -> observe -> backend
 
@@ -16,9 +18,7 @@ from llm.middleware.base import Middleware
 from llm.registry import backend_class
 
 
-def get_llm_client(
-    config: LLMConfig | None = None, *, observers: Sequence[Observer] = ()
-) -> LLMClient:
+def get_llm_client(config: LLMConfig | None = None, *, observers: Sequence[Observer] = ()) -> LLMClient:
     """Make the client that `config` asks for; nothing is connected or loaded before the first call.
 
     Args:

@@ -27,9 +27,7 @@ _log = logging.getLogger(__name__)
 
 def backend_names() -> list[str]:
     """Every backend that can be chosen by name."""
-    return sorted(
-        {*_BUILT_IN, *(entry.name for entry in metadata.entry_points(group=ENTRY_POINTS))}
-    )
+    return sorted({*_BUILT_IN, *(entry.name for entry in metadata.entry_points(group=ENTRY_POINTS))})
 
 
 def backend_class(name: str) -> type[LLMClient]:

@@ -49,9 +49,7 @@ def field_list(schema: Schema) -> str:
 
 def _describe(spec: Mapping[str, Any]) -> str:
     if "enum" in spec:
-        kind = "one of " + ", ".join(
-            json.dumps(value, ensure_ascii=False) for value in spec["enum"]
-        )
+        kind = "one of " + ", ".join(json.dumps(value, ensure_ascii=False) for value in spec["enum"])
     else:
         kind = str(spec.get("type", "value"))
     meaning = spec.get("description")

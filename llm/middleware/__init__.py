@@ -1,1 +1,1 @@
-"""What stands between a client and its backend: each a `Middleware`; the order is drawn in `llm/factory.py`."""
+"""What stands between a client and its backend; the order is drawn in `llm/factory.py`."""
