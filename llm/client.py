@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextvars import ContextVar
@@ -221,7 +222,8 @@ class LLMClient(ABC):
         try:
             async with asyncio.timeout(seconds) as scope:
                 _deadline.set(scope)
-                return await self._handle(request)
+                response = await self._handle(request)
+                return replace(response, call_id=uuid.uuid4().hex)
         except TimeoutError as error:
             msg = (
                 f"{self.backend} gave no whole answer from {request.model} within {seconds:g} s; "

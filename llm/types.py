@@ -84,6 +84,7 @@ class LLMResponse:
         completion_tokens: tokens generated.
         cached: True when the response cache answered.
         latency: seconds from the call to the answer, 0 when unknown.
+        call_id: names this call in logs and stores; a new one at each call, cached or not.
     """
 
     content: str
@@ -94,6 +95,7 @@ class LLMResponse:
     completion_tokens: int = 0
     cached: bool = False
     latency: float = 0.0
+    call_id: str = ""
 
     @property
     def tokens_used(self) -> int:

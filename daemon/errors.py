@@ -1,0 +1,92 @@
+"""What can go wrong in the daemon, and the exit code that each kind ends the program with.
+
+DaemonError                 1   something failed
+|-- SettingsError          78   the configuration cannot work; every problem at once
+|-- StoreError              1   the database cannot be read or written now
+|   `-- StoreTooNew        78   a newer version of the program wrote it; untouched
+|-- ProposalNotFound        1   no proposal of that number
+|-- DecisionRefused         1   the life cycle, the approvers or the digest forbid it
+`-- AddressInUse            1   the port of the web endpoints is taken
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """What the program's exit status means. 64, 75 and 78 are those of sysexits.h."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 64
+    TEMPORARY = 75
+    CONFIGURATION = 78
+
+
+class DaemonError(Exception):
+    """Anything the program tells its user about; the message names the thing and the way out."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingsProblem:
+    """One thing that is wrong with the configuration.
+
+    Attributes:
+        key: the dotted key, such as "web.port"; empty when the file as a whole is meant.
+        message: what is wrong and what would be right.
+        source: where the value came from: a file's path, "environment" or "default".
+        line: line in the file, None elsewhere.
+        variable: the environment variable, None elsewhere.
+    """
+
+    key: str
+    message: str
+    source: str
+    line: int | None = None
+    variable: str | None = None
+
+    def __str__(self) -> str:
+        where = self.variable or (f"{self.source}:{self.line}" if self.line else self.source)
+        return f"{where}: {self.key + ': ' if self.key else ''}{self.message}"
+
+
+class SettingsError(DaemonError):
+    """The configuration cannot work.
+
+    Attributes:
+        problems: every problem found, in the order of the file.
+    """
+
+    exit_code = ExitCode.CONFIGURATION
+
+    def __init__(self, problems: Sequence[SettingsProblem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class StoreError(DaemonError):
+    """The database cannot be read or written now; nothing that was acknowledged is lost."""
+
+
+class StoreTooNew(StoreError):
+    """A newer version of the program wrote the database; it was left untouched."""
+
+    exit_code = ExitCode.CONFIGURATION
+
+
+class ProposalNotFound(DaemonError):
+    """There is no proposal of that number."""
+
+
+class DecisionRefused(DaemonError):
+    """The proposal's life cycle, its approvers or its digest do not allow that decision."""
+
+
+class AddressInUse(DaemonError):
+    """The address of the web endpoints is taken by another program."""
