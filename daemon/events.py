@@ -108,5 +108,5 @@ class EventBus:
         for subscriber in self._subscribers:
             try:
                 subscriber(event)
-            except Exception:  # a broken adapter must not undo what has happened
+            except Exception:  # noqa: BLE001 - a broken adapter must not undo what has happened
                 _log.exception("an event subscriber failed on %s", type(event).__name__)
