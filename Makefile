@@ -44,7 +44,7 @@ docs-check: .venv/ready-dev ## run every example of the documentation and check 
 	$(BIN)/pytest tests/test_docs
 
 bench: .venv/ready-dev ## measure, each figure beside a floor of the same run
-	$(BIN)/pytest tests/benchmarks -p no:cacheprovider -s
+	$(BIN)/pytest tests/benchmarks -o python_files='bench_*.py' -p no:cacheprovider -q -s
 
 clean: ## remove the environment and what the example runs left behind
 	rm -rf .venv .askfirst .llm_cache
