@@ -1,0 +1,68 @@
+"""MockBackend: canned answers without a model and without a network, the same for the same request."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from typing import ClassVar
+
+from llm.client import LLMClient
+from llm.errors import BadReply, BadRequest
+from llm.types import LLMRequest, LLMResponse
+
+
+class MockBackend(LLMClient):
+    """Answers at once with a text that says it is canned; with a schema, with the smallest JSON that fits it.
+
+    A word counts as a token. For tests and for trying things out: it never decides about real data.
+    """
+
+    backend: ClassVar[str] = "mock"
+
+    async def send(self, request: LLMRequest) -> LLMResponse:
+        """Make the answer.
+
+        Raises:
+            BadRequest: no answer that fits the schema can be made.
+        """
+        await asyncio.sleep(0)  # like any backend: a call lets others run, and can be cancelled
+        text = _canned(request) if request.schema is None else _fitting(request)
+        words = text.split()
+        cut = len(words) > request.max_tokens
+        return LLMResponse(
+            content=" ".join(words[: request.max_tokens]) if cut else text,
+            model=request.model,
+            backend=self.backend,
+            finish_reason="length" if cut else "stop",
+            prompt_tokens=sum(len(message.content.split()) for message in request.messages),
+            completion_tokens=min(len(words), request.max_tokens),
+        )
+
+    async def health_check(self) -> bool:
+        """True: there is nothing that could be missing."""
+        return True
+
+
+def _canned(request: LLMRequest) -> str:
+    turns = json.dumps([[message.role, message.content] for message in request.messages])
+    fingerprint = hashlib.sha256(turns.encode()).hexdigest()[:12]
+    words = len(request.prompt.split())
+    return (
+        "This is a canned answer of the mock backend; no model was asked. "
+        f"The prompt has {words} words and the fingerprint {fingerprint}."
+    )
+
+
+def _fitting(request: LLMRequest) -> str:
+    from llm.sample import smallest  # noqa: PLC0415 - only structured calls need it
+    from llm.structured import validate  # noqa: PLC0415
+
+    schema = request.schema or {}
+    text = json.dumps(smallest(schema), ensure_ascii=False)
+    try:
+        validate(schema, text)
+    except BadReply as error:
+        msg = f"the mock backend cannot make an answer that fits the schema: {error}"
+        raise BadRequest(msg) from error
+    return text
