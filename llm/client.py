@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from contextvars import ContextVar
 from dataclasses import replace
 from types import TracebackType
@@ -30,6 +32,7 @@ from llm.types import LLMMessage, LLMRequest, LLMResponse
 if TYPE_CHECKING:
     from llm.structured import Schema
 
+_log = logging.getLogger(__name__)
 
 # The running call's deadline, so that a call cut by it is not reported as cancelled by its caller.
 _deadline: ContextVar[asyncio.Timeout | None] = ContextVar("llm_deadline", default=None)
@@ -173,8 +176,10 @@ class LLMClient(ABC):
             "max_tokens": max_tokens,
             "top_p": top_p,
             "seed": seed,
+            "timeout": timeout,
         }
-        chosen = self.config.with_values(**{k: v for k, v in options.items() if v is not None})
+        overrides = {name: value for name, value in options.items() if value is not None}
+        chosen = self.config.with_values(**overrides) if overrides else self.config
         request = LLMRequest(
             messages=tuple(messages),
             model=chosen.model,
@@ -185,7 +190,7 @@ class LLMClient(ABC):
             schema=None if schema is None else as_json_schema(schema),
             use_cache=cache,
         )
-        return await self.complete(request, timeout=timeout)
+        return await self.complete(request, timeout=chosen.timeout)
 
     async def complete(
         self,
@@ -267,9 +272,12 @@ class LLMClient(ABC):
         self.emit(CallFailed(backend=self.backend, model=request.model, latency=latency, code=code))
 
     def emit(self, event: CallEvent) -> None:
-        """Tell every observer what happened."""
+        """Tell every observer what happened; one that raises is logged and does not cost the answer."""
         for observer in self._observers:
-            observer(event)
+            try:
+                observer(event)
+            except Exception:  # noqa: BLE001 - an observer may be anybody's code
+                _log.warning("an observer failed on %s", type(event).__name__, exc_info=True)
 
     def get_stats(self) -> dict[str, Any]:
         """Totals since the client was made: calls, errors, cache hits and misses, tokens, seconds."""
@@ -296,9 +304,9 @@ class LLMClient(ABC):
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for middleware in self._middleware:
-            await middleware.aclose()
-        await self._release()
+        async with AsyncExitStack() as stack:  # one that fails to close does not keep the others open
+            for close in (self._release, *(wrapper.aclose for wrapper in reversed(self._middleware))):
+                stack.push_async_callback(close)
 
     async def _release(self) -> None:
         """Close what the backend itself holds open; called once, after the last call ended."""

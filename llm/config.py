@@ -11,6 +11,8 @@ from typing import Any
 from llm.errors import ConfigurationError
 
 DEFAULT_BACKEND = "ollama"
+AUTO = "auto"
+"""Value of `LLM_BACKEND` that means the same as leaving it unset: see `llm.autoselect`."""
 
 DEFAULT_MODELS: Mapping[str, str] = {
     "ollama": "qwen2.5:1.5b",
@@ -36,7 +38,7 @@ class LLMConfig:
         max_tokens: most tokens to generate, at least 1.
         top_p: nucleus threshold, above 0 and at most 1.
         api_key: key of a remote service; never shown by `repr`.
-        api_base: base URL of the server; None means the backend's usual place.
+        api_base: base URL of the server; None means the backend's usual place. Not shown by `repr` either.
         timeout: total seconds of one call, waiting, loading and answering together.
         enable_cache: keep and reuse answers.
         cache_dir: folder of the cache's database.
@@ -55,7 +57,7 @@ class LLMConfig:
     max_tokens: int = 512
     top_p: float = 0.9
     api_key: str | None = field(default=None, repr=False)
-    api_base: str | None = None
+    api_base: str | None = field(default=None, repr=False)  # may hold a password
     timeout: float = 30.0
     enable_cache: bool = True
     cache_dir: str = ".llm_cache"
@@ -64,6 +66,11 @@ class LLMConfig:
     max_reply_bytes: int = MAX_REPLY_BYTES
 
     def __post_init__(self) -> None:
+        for name in ("backend", "model", "api_base", "api_key"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name.startswith("api")):
+                msg = f"{ENVIRONMENT[name]} ({name}) must be a text, not a {type(value).__name__}"
+                raise ConfigurationError(msg)
         object.__setattr__(self, "backend", self.backend.strip().lower())
         if not self.model:
             default = DEFAULT_MODELS.get(self.backend, DEFAULT_MODELS["mock"])
@@ -98,9 +105,13 @@ class LLMConfig:
                 parsed[name] = parse_field(name, value)
             except ConfigurationError as error:
                 problems.append(str(error))
+        try:
+            config = cls(**parsed)
+        except ConfigurationError as error:
+            problems.append(str(error))
         if problems:
             raise ConfigurationError("; ".join(problems))
-        return cls(**parsed)
+        return config
 
     def with_values(self, **changes: Any) -> LLMConfig:
         """A copy with some fields changed; a new backend without a model gets that backend's default."""
@@ -128,9 +139,11 @@ ENVIRONMENT: Mapping[str, str] = {
 
 
 def environment_values(environ: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The fields that the environment sets, as texts; empty variables count as unset."""
+    """The fields that the environment sets, as texts; empty ones and `LLM_BACKEND=auto` count as unset."""
     source = os.environ if environ is None else environ
     found = {name: source.get(variable, "").strip() for name, variable in ENVIRONMENT.items()}
+    if found["backend"].lower() == AUTO:
+        found["backend"] = ""
     return {name: text for name, text in found.items() if text}
 
 
@@ -178,7 +191,7 @@ def parse_field(name: str, value: Any) -> Any:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def _whole(value: Any, least: int) -> bool:
@@ -207,6 +220,7 @@ def _problems(config: LLMConfig) -> list[tuple[str, str]]:
     ]
     base = config.api_base
     if base is not None and not base.lower().startswith(("http://", "https://")):
-        text = f"{ENVIRONMENT['api_base']} (api_base) must start with http:// or https://, not {base!r}"
+        # Not shown: a key that was put into the wrong variable would end up in a log.
+        text = f"{ENVIRONMENT['api_base']} (api_base) must start with http:// or https://"
         found.append(("api_base", text))
     return found

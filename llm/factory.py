@@ -40,4 +40,6 @@ def _middleware(config: LLMConfig) -> list[Middleware]:
     from llm.middleware.cache import ResponseCache  # noqa: PLC0415 - sqlite3 is loaded only where it is used
     from llm.stores.sqlite import SqliteResponseStore  # noqa: PLC0415
 
-    return [ResponseCache(SqliteResponseStore(config.cache_dir))]
+    # What shapes an answer and is in no request; the backend's name comes from the backend itself.
+    namespace = {"api_base": config.api_base, "context_length": config.context_length}
+    return [ResponseCache(SqliteResponseStore(config.cache_dir), namespace=namespace)]

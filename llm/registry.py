@@ -51,8 +51,8 @@ def _load(path: str) -> type[LLMClient]:
     module, _, attribute = path.partition(":")
     try:
         found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        msg = f"the LLM backend at {path} cannot be loaded: {error}"
+    except Exception as error:  # a plugin's module may raise anything while it is imported
+        msg = f"the LLM backend at {path} cannot be loaded: {str(error) or type(error).__name__}"
         raise ConfigurationError(msg) from error
     if not (isinstance(found, type) and issubclass(found, LLMClient)):
         msg = f"the LLM backend at {path} is not a subclass of llm.LLMClient"

@@ -6,7 +6,8 @@ A schema is a pydantic model class or a JSON schema. pydantic and fastjsonschema
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from llm.errors import BadReply, ConfigurationError
@@ -42,18 +43,56 @@ def field_list(schema: Schema) -> str:
     Ollama constrains the reply to `format` but does not show the schema to the model (ollama issue 8162),
     and small models answer better when they have read what each field means.
     """
-    properties: Mapping[str, Any] = as_json_schema(schema).get("properties", {})
-    lines = [f'- "{name}": {_describe(spec)}' for name, spec in properties.items()]
+    root = as_json_schema(schema)
+    properties: Mapping[str, Any] = follow(root, root).get("properties", {})
+    lines = [f'- "{name}": {_describe(follow(spec, root), root)}' for name, spec in properties.items()]
     return "Answer with one JSON object with these fields:\n" + "\n".join(lines)
 
 
-def _describe(spec: Mapping[str, Any]) -> str:
-    if "enum" in spec:
-        kind = "one of " + ", ".join(json.dumps(value, ensure_ascii=False) for value in spec["enum"])
-    else:
-        kind = str(spec.get("type", "value"))
+def follow(spec: Any, root: JSONSchema) -> Mapping[str, Any]:
+    """`spec` with its `$ref` into `root` replaced by what it points to; the keywords beside it win.
+
+    pydantic puts every nested model and every enum class behind such a reference.
+
+    Raises:
+        ConfigurationError: the reference leads nowhere, in a circle or out of the schema.
+    """
+    found: Mapping[str, Any] = spec if isinstance(spec, Mapping) else {}
+    passed: set[str] = set()
+    while (reference := found.get("$ref")) is not None:
+        target = _at(root, reference) if reference not in passed else None
+        if not isinstance(target, Mapping):
+            msg = f"the schema refers to {reference!r}, which leads to nothing inside it"
+            raise ConfigurationError(msg)
+        passed.add(reference)
+        found = {**target, **{key: value for key, value in found.items() if key != "$ref"}}
+    return found
+
+
+def _at(root: JSONSchema, reference: str) -> Any:
+    """What a local reference points to (JSON pointer, RFC 6901), None if nothing."""
+    if not reference.startswith("#"):
+        return None
+    place: Any = root
+    for part in filter(None, reference[1:].split("/")):
+        place = place.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(place, Mapping) else None
+    return place
+
+
+def _describe(spec: Mapping[str, Any], root: JSONSchema) -> str:
+    choices = spec.get("anyOf") or spec.get("oneOf")
+    kinds = [follow(choice, root) for choice in choices] if choices else [spec]
+    kind = " or ".join(dict.fromkeys(_kind(each) for each in kinds))
     meaning = spec.get("description")
     return f"{kind}: {meaning}" if meaning else kind
+
+
+def _kind(spec: Mapping[str, Any]) -> str:
+    values = [spec["const"]] if "const" in spec else spec.get("enum")
+    if values:
+        return "one of " + ", ".join(json.dumps(value, ensure_ascii=False) for value in values)
+    kind = spec.get("type", "value")
+    return kind if isinstance(kind, str) else " or ".join(kind)
 
 
 def validate(schema: Schema, text: str) -> Any:
@@ -78,22 +117,60 @@ def validate(schema: Schema, text: str) -> Any:
 
 
 def _validate_plain(schema: JSONSchema, text: str) -> Any:
-    import fastjsonschema  # noqa: PLC0415 - only structured calls pay for it
+    from fastjsonschema import JsonSchemaValueException  # noqa: PLC0415 - only structured calls pay for it
 
+    check = _compiled(_as_text(schema))
     try:
-        data = json.loads(text)
+        data = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         msg = f"the reply is not JSON: {error}"
         raise BadReply(msg) from error
     try:
-        fastjsonschema.compile(dict(schema))(data)
-    except fastjsonschema.JsonSchemaValueException as error:
+        check(data)
+    except JsonSchemaValueException as error:
         msg = f"the reply does not fit the schema: {error.message}"
         raise BadReply(msg) from error
-    except fastjsonschema.JsonSchemaDefinitionException as error:
+    except RecursionError as error:
+        msg = "the reply does not fit the schema: it is nested too deeply"
+        raise BadReply(msg) from error
+    return data
+
+
+def _refuse_constant(name: str) -> None:
+    msg = f"{name} is no JSON value"  # Python reads NaN and Infinity, the standard does not know them
+    raise ValueError(msg)
+
+
+def _as_text(schema: JSONSchema) -> str:
+    try:
+        return json.dumps(schema, default=dict)
+    except (TypeError, ValueError, RecursionError) as error:
+        msg = f"the schema itself is wrong, it cannot be written as JSON: {error}"
+        raise ConfigurationError(msg) from error
+
+
+@lru_cache(maxsize=64)
+def _compiled(schema: str) -> Callable[[Any], Any]:
+    """The validator of one schema, kept because making it costs a hundred times what running it does."""
+    import fastjsonschema  # noqa: PLC0415 - only structured calls pay for it
+
+    try:
+        made: Callable[[Any], Any] = fastjsonschema.compile(
+            json.loads(schema), handlers=dict.fromkeys(_SCHEMES, _refuse_remote)
+        )
+    except Exception as error:  # re.error, AttributeError, ...: whatever a wrong schema makes it stumble over
         msg = f"the schema itself is wrong: {error}"
         raise ConfigurationError(msg) from error
-    return data
+    return made
+
+
+_SCHEMES = ("", "http", "https", "ftp", "file", "data")
+
+
+def _refuse_remote(uri: str) -> Any:
+    """Stand where fastjsonschema would open the address that a `$ref` names."""
+    msg = f"it refers to {uri!r}, and a schema is never fetched"
+    raise ValueError(msg)
 
 
 async def ask(

@@ -23,7 +23,7 @@ class LLMMessage:
         content: what is said.
 
     Raises:
-        ValueError: the role is not one of the three.
+        ValueError: the role is not one of the three, or the content is no text.
     """
 
     role: Role
@@ -33,6 +33,10 @@ class LLMMessage:
         if self.role not in ROLES:
             msg = f"a message's role is one of {', '.join(ROLES)}, not {self.role!r}"
             raise ValueError(msg)
+        content: object = self.content
+        if not isinstance(content, str):
+            msg = f"a message's content is text, not {type(content).__name__}"
+            raise ValueError(msg)  # noqa: TRY004 - one kind of error for one kind of mistake
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
