@@ -39,7 +39,7 @@ class StoreStats:
 
 
 class ResponseStore(Protocol):
-    """Keeps replies by key. A store never raises: one that cannot read or write only loses caching."""
+    """Keeps replies by key. A store that cannot read or write loses caching and raises nothing."""
 
     async def open(self) -> None:
         """Get ready to answer `get`; free when it is ready already."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sqlite3
 import threading
 import time
@@ -19,7 +20,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -65,7 +66,8 @@ class SqliteResponseStore:
     """
 
     def __init__(self, cache_dir: str | Path, *, max_bytes: int = MAX_BYTES) -> None:
-        self.path = Path(cache_dir).expanduser() / FILE_NAME
+        # Path.expanduser raises where there is no home.
+        self.path = Path(os.path.expanduser(cache_dir)) / FILE_NAME  # noqa: PTH111
         self._max_bytes = max_bytes
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llm-cache")
         self._pending: deque[StoredReply] = deque()
@@ -205,11 +207,12 @@ class SqliteResponseStore:
         try:
             with _transaction(self._writer) as db:
                 gone = db.execute("DELETE FROM replies").rowcount
-            self._writer.execute("VACUUM")
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         except sqlite3.Error as error:
             self._lose(error)
             return 0
+        with suppress(sqlite3.Error):  # the file shrinks later when another program is reading it
+            self._writer.execute("VACUUM")
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         return gone
 
     def _finish(self) -> None:
@@ -231,23 +234,22 @@ class SqliteResponseStore:
                         raise
                     self._put_aside()
                     self._open_file()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, ValueError) as error:  # ValueError: no file can have that name
             self._not_before = time.monotonic() + _PAUSE
             self._lose(error)
 
     def _open_file(self) -> None:
         make_private(self.path)
-        writer = _connection(self.path, wait=PATIENCE)
-        try:
+        with ExitStack() as stack:
+            writer = stack.enter_context(closing(_connection(self.path, wait=PATIENCE)))
             _prepare(writer)
-            reader = _connection(self.path, wait=0)  # the event loop never waits for a lock
+            # Without patience: the event loop never waits for a lock.
+            reader = stack.enter_context(closing(_connection(self.path, wait=0)))
             reader.execute("PRAGMA query_only = 1")
             # Reads the file now: the -wal is opened by name, and must be the one that belongs to it.
             reader.execute("PRAGMA schema_version").fetchone()
             reader.text_factory = bytes  # checked before it is decoded
-        except BaseException:
-            writer.close()
-            raise
+            stack.pop_all()
         self._identity = identity(self.path)
         self._writer = writer
         with self._reading:

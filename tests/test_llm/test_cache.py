@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import fcntl
 import logging
+import os
 import sqlite3
 import stat
 import subprocess
@@ -27,7 +29,7 @@ from llm.stores.base import StoredReply
 from llm.stores.sqlite import FILE_NAME, SqliteResponseStore
 from llm.testing import Recorder, ScriptedBackend
 
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"why": {"type": "string"}, "fits": {"type": "boolean"}},
     "required": ["why", "fits"],
@@ -104,7 +106,7 @@ async def test_a_kept_reply_survives_a_restart(shop: Shop) -> None:
     second = await later.generate("Hello", "Be brief")
     assert (second.cached, second.content, later.requests) == (True, "leeks", [])
     assert second.call_id != first.call_id
-    own = {"cached": False, "latency": 0.0, "call_id": ""}
+    own: dict[str, Any] = {"cached": False, "latency": 0.0, "call_id": ""}
     assert dataclasses.replace(second, **own) == dataclasses.replace(first, **own)
 
 
@@ -483,10 +485,7 @@ async def test_a_file_damaged_while_it_is_open_is_put_aside_and_calls_go_on(
     await first.aclose()
     second = shop.client(lambda _: "chard")
     assert (await second.generate("Hello 0")).cached
-    with (folder / FILE_NAME).open("r+b") as file:
-        size = file.seek(0, 2)
-        file.seek(4096)  # the first page holds the schema; the rest is rows and the index over them
-        file.write(b"\xff" * (size - 4096))
+    overwrite(folder / FILE_NAME)
     answers = [await second.generate(f"Hello {number}") for number in range(1, 50)]
     await second.aclose()
     assert {response.content for response in answers} <= {"chard", "leeks " * 100}
@@ -494,6 +493,87 @@ async def test_a_file_damaged_while_it_is_open_is_put_aside_and_calls_go_on(
     assert [path.name for path in folder.glob("*.damaged-1")] == [f"{FILE_NAME}.damaged-1"]
     assert len(warnings(caplog)) == 1
     assert (await shop.client().generate("Hello 49")).content == "chard"
+
+
+def overwrite(file: Path) -> None:
+    """Damage every page but the first, under the feet of whoever has the file open."""
+    with file.open("r+b") as pages:
+        size = pages.seek(0, 2)
+        pages.seek(4096)  # the first page holds the schema; the rest is rows and the index over them
+        pages.write(b"\xff" * (size - 4096))
+
+
+async def filled(folder: Path) -> None:
+    store = SqliteResponseStore(folder)
+    for number in range(20):
+        store.put(StoredReply(key=number.to_bytes(32), label="old", reply="x" * 1000))
+    await store.aclose()
+
+
+async def test_damage_that_shows_when_writing_is_treated_the_same(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await filled(folder)
+    store = SqliteResponseStore(folder)
+    await store.open()
+    overwrite(folder / FILE_NAME)
+    store.put(StoredReply(key=b"a" * 32, label="lost", reply="{}"))
+    assert (await store.stats()).entries == 0  # in the new file
+    store.put(StoredReply(key=b"b" * 32, label="kept", reply="{}"))
+    assert (await store.stats()).entries == 1
+    await store.aclose()
+    assert (folder / f"{FILE_NAME}.damaged-1").exists()
+    assert len(warnings(caplog)) == 1
+
+
+async def test_a_disk_that_damages_the_file_again_and_again_is_given_up(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await filled(folder)
+    store = SqliteResponseStore(folder)
+    for _ in range(5):
+        await store.open()
+        for number in range(100, 120):
+            store.put(StoredReply(key=number.to_bytes(32), label="new", reply="x" * 1000))
+        await store.stats()
+        with sqlite3.connect(folder / FILE_NAME) as db:
+            db.execute("PRAGMA wal_checkpoint")
+        db.close()
+        overwrite(folder / FILE_NAME)
+        store.get((100).to_bytes(32))
+        await store.stats()
+    assert store.get((100).to_bytes(32)) is None
+    await store.aclose()
+    assert len(list(folder.glob("*.damaged-?"))) == 3
+    assert "look at the disk" in warnings(caplog)[-1]
+    assert len(warnings(caplog)) == 4
+
+
+async def test_a_table_that_somebody_dropped_only_loses_caching(
+    shop: Shop, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = shop.client("one", "two", "three")
+    await client.generate("Hello")
+    assert (await cache_of(client).stats()).entries == 1
+    with sqlite3.connect(folder / FILE_NAME) as db:
+        db.execute("DROP TABLE replies")
+    db.close()
+    assert (await client.generate("Bye")).content == "two"
+    assert (await cache_of(client).stats()).entries == await cache_of(client).clear() == 0
+    assert len(warnings(caplog)) == 1
+    assert "no such table" in warnings(caplog)[0]
+
+
+async def test_a_folder_that_another_program_keeps_locked_only_loses_caching(
+    shop: Shop, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.mkdir()
+    handle = os.open(folder, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert (await shop.client("leeks").generate("Hello")).content == "leeks"
+    os.close(handle)
+    assert len(warnings(caplog)) == 1
+    assert "another program keeps" in warnings(caplog)[0]
 
 
 async def test_only_the_newest_damaged_files_are_kept(folder: Path) -> None:
@@ -580,6 +660,18 @@ async def test_a_folder_that_cannot_be_made_only_loses_caching(
     assert str(tmp_path / "file" / "cache") in warnings(caplog)[0]
 
 
+async def test_a_folder_name_that_cannot_be_only_loses_caching(caplog: pytest.LogCaptureFixture) -> None:
+    shop = Shop(Path("no\0name"))
+    assert (await shop.client("leeks").generate("Hello")).content == "leeks"
+    await shop.close()
+    assert "null byte" in warnings(caplog)[0]
+
+
+async def test_a_tilde_means_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert SqliteResponseStore("~/cache").path == tmp_path / "cache" / FILE_NAME
+
+
 async def test_a_link_in_place_of_the_file_is_not_followed(
     shop: Shop, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -625,14 +717,16 @@ def test_a_full_disk_only_loses_caching(folder: Path) -> None:
     # A limit on the size of files stands for the full disk: the kernel refuses the write in the same place.
     code = """
         import resource
+        usual = resource.getrlimit(resource.RLIMIT_FSIZE)
         async def main():
             async with get_llm_client(LLMConfig(backend="mock", cache_dir=sys.argv[1])) as client:
                 await client.generate("before")
-                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+                resource.setrlimit(resource.RLIMIT_FSIZE, (4096, usual[1]))
                 for number in range(20):
                     await client.generate(f"Hello {number}")
                 print("answered", client.get_stats()["calls"])
         asyncio.run(main())
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
     """
     process = run(code, folder)
     out, err = process.communicate(timeout=60)

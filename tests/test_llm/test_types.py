@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llm import LLMMessage, LLMRequest, LLMResponse
+from llm.types import ROLES, Role
 
 
 def request(*messages: LLMMessage) -> LLMRequest:
@@ -16,7 +17,8 @@ def request(*messages: LLMMessage) -> LLMRequest:
 
 
 def test_a_message_has_one_of_three_roles() -> None:
-    assert [LLMMessage(role, "x").role for role in ("system", "user", "assistant")]  # type: ignore[arg-type]
+    roles: tuple[Role, ...] = ("system", "user", "assistant")
+    assert tuple(LLMMessage(role, "x").role for role in roles) == roles == ROLES
     with pytest.raises(ValueError, match=r"system, user, assistant, not 'robot'"):
         LLMMessage("robot", "x")  # type: ignore[arg-type]
 
