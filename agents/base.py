@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from agents.context import AgentContext, ModelCall
 from agents.errors import AgentError, AgentSettingsError
 from agents.fence import fenced
 from agents.proposal import Proposal
-from llm import LLMClient, LLMError, LLMMessage, LLMResponse, NoModel
+from llm import BadReply, CallCancelled, LLMClient, LLMError, LLMMessage, LLMResponse, NoModel
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -50,8 +52,8 @@ class BaseAgent(ABC):
         if not NAME_PATTERN.fullmatch(cls.name):
             msg = f"{cls.__qualname__}.name is {cls.name!r}; use 1 to 64 of a-z, 0-9, _ and -"
             raise AgentError(msg)
-        if not cls.description and cls.__doc__:
-            cls.description = cls.__doc__.strip().splitlines()[0]
+        if "description" not in cls.__dict__ and cls.__doc__:
+            cls.description = cls.__doc__.strip().partition("\n")[0]
 
     def __init__(self, context: AgentContext | None = None) -> None:
         self.context = AgentContext() if context is None else context
@@ -152,7 +154,7 @@ class BaseAgent(ABC):
             "cache": cache,
             "timeout": timeout,
         }
-        return await self._recorded(llm, turns, schema, options)
+        return await _Recorded(llm, self.context).answer(turns, schema, options)
 
     def _model(self) -> LLMClient:
         if self.context.llm is None:
@@ -163,54 +165,65 @@ class BaseAgent(ABC):
             raise NoModel(msg)
         return self.context.llm
 
-    async def _recorded(
-        self,
-        llm: LLMClient,
-        turns: list[LLMMessage],
-        schema: Schema | None,
-        options: dict[str, Any],
-    ) -> LLMResponse:
-        """Make the call and keep a `ModelCall` of it, whether it succeeds or fails."""
-        at, started = self.context.now(), time.perf_counter()
-        common: dict[str, Any] = {
-            "prompt": turns[-1].content,
-            "system_prompt": turns[0].content if len(turns) > 1 else None,
-            "at": at,
-        }
-        try:
-            response = await self._call(llm, turns, schema, options)
-        except LLMError as error:
-            call = ModelCall(
-                id=uuid.uuid4().hex,
-                reply=None,
-                backend=llm.backend,
-                model=llm.config.model,
-                seconds=time.perf_counter() - started,
-                error=error.code,
-                **common,
-            )
-            self.context.calls.append(call)
-            raise
-        self.context.calls.append(_call_of(response, time.perf_counter() - started, common))
-        return response
 
-    @staticmethod
-    async def _call(
-        llm: LLMClient,
-        turns: list[LLMMessage],
-        schema: Schema | None,
-        options: dict[str, Any],
+class _Recorded:
+    """The model as one question sees it: each call leaves a `ModelCall` in the run, also one that fails."""
+
+    def __init__(self, llm: LLMClient, context: AgentContext) -> None:
+        self._llm = llm
+        self._context = context
+        self._last: int | None = None
+
+    async def answer(
+        self, turns: Sequence[LLMMessage], schema: Schema | None, options: Mapping[str, Any]
     ) -> LLMResponse:
+        """Ask once, or until the reply fits `schema` (one repair round)."""
         if schema is None:
-            return await llm.chat(turns, **options)
+            return await self.chat(turns, **options)
         from llm.structured import ask  # noqa: PLC0415 - only structured questions need it
 
-        return await ask(llm, turns, schema, **options)
+        try:
+            return await ask(cast("LLMClient", self), turns, schema, **options)  # it needs `chat` only
+        except BadReply:
+            self._refuse_last()
+            raise
+
+    async def chat(self, turns: Sequence[LLMMessage], **options: Any) -> LLMResponse:
+        """`LLMClient.chat`, recorded."""
+        self._refuse_last()  # asked again within one question: the reply before did not fit
+        call = ModelCall(
+            id=uuid.uuid4().hex,
+            prompt=turns[-1].content,
+            system_prompt=turns[0].content if turns[0].role == "system" else None,
+            reply=None,
+            backend=self._llm.backend,
+            model=self._llm.config.model,
+            at=self._context.now(),
+        )
+        started = time.perf_counter()
+        try:
+            response = await self._llm.chat(turns, **options)
+        except (LLMError, asyncio.CancelledError) as error:
+            code = error.code if isinstance(error, LLMError) else CallCancelled.code
+            self._keep(replace(call, error=code, seconds=time.perf_counter() - started))
+            raise
+        self._keep(_answered(call, response, time.perf_counter() - started))
+        return response
+
+    def _keep(self, call: ModelCall) -> None:
+        self._last = len(self._context.calls)
+        self._context.calls.append(call)
+
+    def _refuse_last(self) -> None:
+        """Mark the last reply as one that did not fit."""
+        if self._last is not None and self._context.calls[self._last].error is None:
+            self._context.calls[self._last] = replace(self._context.calls[self._last], error=BadReply.code)
 
 
-def _call_of(response: LLMResponse, seconds: float, common: dict[str, Any]) -> ModelCall:
-    return ModelCall(
-        id=response.call_id,
+def _answered(call: ModelCall, response: LLMResponse, seconds: float) -> ModelCall:
+    return replace(
+        call,
+        id=response.call_id or call.id,
         reply=response.content,
         backend=response.backend,
         model=response.model,
@@ -218,12 +231,12 @@ def _call_of(response: LLMResponse, seconds: float, common: dict[str, Any]) -> M
         completion_tokens=response.completion_tokens,
         seconds=seconds,
         cached=response.cached,
-        **common,
     )
 
 
 def _name_from(class_name: str) -> str:
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", class_name).lower()
+    words = r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"  # Feed|Digest, RSS|Agent
+    snake = re.sub(words, "_", class_name.lstrip("_")).lower()
     return snake.removesuffix("_agent") or snake
 
 

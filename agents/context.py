@@ -51,7 +51,7 @@ class ModelCall:
 
     Attributes:
         id: `LLMResponse.call_id`, or one of our own for a call that failed.
-        prompt: the whole prompt as sent, fenced context included.
+        prompt: the last turn as sent, fenced context and field list included.
         system_prompt: the system prompt, None without one.
         reply: the model's text, None when the call failed.
         backend: the backend's name.
@@ -60,7 +60,7 @@ class ModelCall:
         completion_tokens: tokens out.
         seconds: how long the caller waited.
         cached: whether the response cache answered.
-        error: `LLMError.code` of a failed call.
+        error: `LLMError.code` of a failed call; "bad_reply" beside a reply that did not fit the schema.
         at: when it began, UTC.
     """
 

@@ -88,14 +88,15 @@ def canonical_json(value: Any) -> str:
     """
     try:
         return json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         msg = f"not a JSON value: {error}; use texts, numbers, lists and plain objects"
         raise InvalidProposal(msg) from error
 
 
 def sha256_of(*parts: str) -> str:
-    """The SHA-256 in hex of texts, each kept apart from the next."""
-    return hashlib.sha256("\x1f".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+    """The SHA-256 in hex of texts, each kept apart from the next by its length."""
+    text = "".join(f"{len(part)}:{part}" for part in parts)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +136,8 @@ class Approvers:
     quorum: int = 1
 
     def __post_init__(self) -> None:
+        # Naming somebody twice must not ask for two approvals of one person.
+        object.__setattr__(self, "people", tuple(dict.fromkeys(self.people)))
         if self.mode == "all" and not self.people:
             msg = "approvers: mode 'all' needs the names of the people"
             raise InvalidProposal(msg)
@@ -263,7 +266,7 @@ class Proposal:
     @property
     def evidence_hash(self) -> str:
         """SHA-256 of all evidence, in any order; changes when what the agent saw has changed."""
-        return sha256_of(*sorted(f"{e.source}\x1e{e.locator}\x1e{e.sha256}" for e in self.evidence))
+        return sha256_of(*sorted(sha256_of(e.source, e.locator, e.sha256) for e in self.evidence))
 
     @property
     def approved_by(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""A whole agent of a few lines: it proposes to water dry beds, by changing a file. Tests use it as a plugin."""
+"""A whole agent of a few lines, for tests as a plugin: it proposes to water dry beds, by changing a file."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class GardenSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     beds: str = Field("beds.txt", description="file with one bed per line")
-    ask: bool = Field(False, description="whether to ask the model about each bed")  # noqa: FBT003 - a field
-    fail: bool = Field(False, description="whether every run fails")  # noqa: FBT003 - a field
+    ask: bool = Field(False, description="whether to ask the model about each bed")
+    fail: bool = Field(False, description="whether every run fails")
 
 
 class Watering(BaseModel):

@@ -97,7 +97,7 @@ class Program:
 
     def call(self, *arguments: str, stdin: str = "", **environment: str) -> Ended:
         """As `run`, inside this process: the same program without the half second of its start."""
-        from daemon.cli import run  # noqa: PLC0415 - tests that only start processes do without it
+        from daemon.cli import run
 
         out, err, before = io.StringIO(), io.StringIO(), dict(os.environ)
         environment = self.whole_environment(environment)

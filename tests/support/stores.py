@@ -64,6 +64,11 @@ class LedgerAgent(BaseAgent):
         self.context.data_dir.mkdir(parents=True, exist_ok=True)
         return self.context.data_dir / "ledger.txt"
 
+    @property
+    def go(self) -> Path:
+        """The file that those wait for whose trouble is "waits"."""
+        return self.file.with_name("go")
+
     def lines(self) -> list[str]:
         return self.file.read_text().splitlines() if self.file.exists() else []
 
@@ -72,11 +77,12 @@ class LedgerAgent(BaseAgent):
 
     async def apply(self, proposal: Proposal) -> dict[str, Any] | None:
         trouble = proposal.payload.get("trouble", "")
+        while trouble == "waits" and not self.go.exists():
+            await asyncio.sleep(0.005)
         await _make(trouble)
         mark, lines = f"{proposal.id} ", self.lines()
         if not any(line.startswith(mark) for line in lines):
             self._replace([*lines, f"{mark}{proposal.payload['text']}"])
-        await _make(trouble.removeprefix("late "))
         return {"number": proposal.id} if trouble != "nothing to undo" else None
 
     async def undo(self, proposal: Proposal) -> None:
@@ -111,8 +117,6 @@ async def _make(trouble: str) -> None:
             raise asyncio.CancelledError
         case "hangs":
             await asyncio.Event().wait()
-        case "slow":
-            await asyncio.sleep(0.3)
 
 
 def line(text: str = "one", **fields: Any) -> Proposal:

@@ -48,7 +48,9 @@ async def test_the_python_examples_of_a_document_run_from_top_to_bottom(
 
 async def run_python(example: Example, namespace: dict[str, Any]) -> None:
     flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-    code = compile("\n" * (example.line - 1) + example.code, str(example.path), "exec", flags, dont_inherit=True)
+    code = compile(
+        "\n" * (example.line - 1) + example.code, str(example.path), "exec", flags, dont_inherit=True
+    )
     result = eval(code, namespace)
     if inspect.isawaitable(result):
         await result

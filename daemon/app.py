@@ -1,0 +1,241 @@
+"""Daemon: the long-running program: logging, scheduler and web endpoints on one stack."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from daemon.crew import CANCEL_LIMIT_S
+from daemon.errors import DaemonError, ExitCode
+from daemon.events import EventBus, RunOutcome
+from daemon.lifecycle import Lifecycle, notify
+from daemon.observability.health import Health, Ping
+from daemon.observability.logging import configure_logging, dropped_lines, log_event
+from daemon.observability.metrics import Metrics
+from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
+
+if TYPE_CHECKING:
+    from agents.base import BaseAgent
+    from daemon.runtime import Runtime
+    from daemon.settings import Settings
+    from daemon.web.server import WebServer
+    from llm import LLMConfig
+
+_log = logging.getLogger(__name__)
+
+CLOSE_LIMIT_S = 5.0
+"""How long the database and the model may take to close, and the web endpoints."""
+
+TICK_LIMIT_S = 3 * LOOK_EVERY_S
+"""A scheduler that has not looked for what is due for longer than this is stuck."""
+
+_WILDCARDS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - these are recognised here, not bound
+
+
+class Daemon:
+    """The program that runs agents on their schedules until it is told to stop.
+
+    Args:
+        settings: the configuration.
+        llm_config: how to reach the model; None lets the settings choose.
+        agents: names or classes of the agents; None means those that the settings enable.
+        log_level: instead of `settings.daemon.log_level`.
+
+    Attributes:
+        lifecycle: how to ask it to stop, as a signal does.
+        ready: set when everything is open and agents are scheduled.
+        url: where the web endpoints are, None before they are open or without them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        llm_config: LLMConfig | None = None,
+        agents: Sequence[str | type[BaseAgent]] | None = None,
+        log_level: str | None = None,
+    ) -> None:
+        self.settings = settings
+        self.lifecycle = Lifecycle()
+        self.ready = asyncio.Event()
+        self.url: str | None = None
+        self._log_level = log_level or settings.daemon.log_level
+        self._metrics = Metrics(version=program_version(), dropped_lines=dropped_lines)
+        self._scheduler = AgentScheduler(
+            llm_config,
+            agents,
+            settings,
+            events=EventBus(),
+            llm_observers=[self._metrics.observe_call],
+        )
+        self._scheduler.events.subscribe(self._metrics.observe_event)
+        self._scheduler.events.subscribe(log_event)
+        self._web: WebServer | None = None
+
+    async def run_until_stopped(self) -> ExitCode:
+        """Run until a signal says to stop, then close everything in good order.
+
+        Returns:
+            OK when it was told to stop, FAILED when a part of it broke.
+
+        Raises:
+            AddressInUse: the port of the web endpoints is taken.
+            DaemonError: the configuration or the database cannot be used.
+        """
+        async with AsyncExitStack() as stack:
+            stack.enter_context(self.lifecycle.signals())
+            stack.callback(self._configure_logging())
+            if not await self._unless_stopped(self._open(stack)):
+                return ExitCode.OK
+            self._announce()
+            self.ready.set()
+            return await self._wait()
+
+    def _configure_logging(self) -> Callable[[], None]:
+        key = self.settings.llm_environ().get("LLM_API_KEY")
+        secrets = [key] if key else []
+        return configure_logging(self._log_level, self.settings.daemon.log_format, secrets=secrets)
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        web = self._bind_web(stack)
+        grace = self.settings.daemon.stop_grace.total_seconds()
+        limit = grace + CANCEL_LIMIT_S + CLOSE_LIMIT_S
+        self.lifecycle.on_hurry(self._scheduler.hurry)
+        stack.push_async_callback(self.lifecycle.stage, "agents", limit, self._scheduler.stop)
+        await self._scheduler.start()
+        runtime = self._scheduler.runtime
+        if runtime is None:  # stopped while it was starting
+            return
+        self._teach_metrics(runtime)
+        if web is not None:
+            await self._serve(web, runtime, stack)
+        stack.callback(self._say_stopping)
+        await self._remember_successes(runtime)
+
+    async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
+        """Open, unless somebody wants to stop before that is done; tells whether all is open."""
+        task = asyncio.create_task(opening, name="start")
+        stop = asyncio.create_task(self.lifecycle.stopping.wait())
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if task.done():
+            await task  # raises what went wrong
+            return True
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return False
+
+    def _bind_web(self, stack: AsyncExitStack) -> WebServer | None:
+        """Take the address first: that it is taken by another program must be known before agents run."""
+        if not self.settings.web.enabled:
+            return None
+        from daemon.web.server import WebServer  # noqa: PLC0415 - loads uvicorn, which not everybody wants
+
+        self._web = web = WebServer(self.settings.web.host, self.settings.web.port)
+        web.bind()
+        stack.callback(web.release)
+        return web
+
+    async def _serve(self, web: WebServer, runtime: Runtime, stack: AsyncExitStack) -> None:
+        from daemon.web.app import build_app  # noqa: PLC0415 - as above
+        from daemon.web.ops import Operations  # noqa: PLC0415 - as above
+
+        health = Health(self._pings(runtime))
+        stack.push_async_callback(health.aclose)
+        operations = Operations(metrics=self._metrics, health=health, version=program_version())
+        own = () if web.address[0] in _WILDCARDS else (self.settings.web.host,)
+        await web.start(build_app(operations, allowed_hosts=(*own, *self.settings.web.allowed_hosts)))
+        stack.push_async_callback(self.lifecycle.stage, "web", CLOSE_LIMIT_S, web.aclose)
+        self.url = web.url
+
+    def _teach_metrics(self, runtime: Runtime) -> None:
+        self._metrics.expect_agents({*runtime.registry.names(), *runtime.agent_names})
+        if runtime.llm is not None:
+            self._metrics.expect_model(runtime.llm.backend, runtime.llm.config.model)
+        self._metrics.read_proposals_from(runtime.proposals.counts)
+
+    async def _remember_successes(self, runtime: Runtime) -> None:
+        """So that an alert on "no success for long" does not forget everything at a restart."""
+        for agent in runtime.agent_names:
+            for run in await runtime.runs.list(agent=agent, limit=10):
+                if run.outcome is RunOutcome.SUCCEEDED:
+                    self._metrics.set_last_success(agent, run.finished_at.timestamp())
+                    break
+
+    def _pings(self, runtime: Runtime) -> list[Ping]:
+        async def database() -> str:
+            return f"{sum((await runtime.proposals.counts()).values())} proposals"
+
+        async def scheduler() -> str:
+            silent = self._scheduler.seconds_since_tick
+            if silent is None or silent > TICK_LIMIT_S or not self._scheduler.running:
+                msg = "stopped" if silent is None else f"last looked for due agents {silent:.0f} s ago"
+                raise DaemonError(msg)
+            return f"looked for due agents {silent:.0f} s ago"
+
+        async def model() -> str:
+            if runtime.llm is None:
+                return "none: rules only"
+            name = f"{runtime.llm.backend} {runtime.llm.config.model}"
+            if not await runtime.llm.health_check():
+                msg = f"{name} does not answer; agents go on by rules where they can"
+                raise DaemonError(msg)
+            return name
+
+        return [
+            Ping("database", database),
+            Ping("scheduler", scheduler),
+            Ping("model", model, required=False),
+        ]
+
+    def _announce(self) -> None:
+        runtime, selection = self._scheduler.runtime, self._scheduler.selection
+        if runtime is None or selection is None:
+            return
+        config = selection.config
+        model = "none: rules only" if config is None else f"{config.backend} {config.model}"
+        values = {
+            "address": self.url or "none: web.enabled is false",
+            "model": model,
+            "why": selection.reason,
+            "agents": list(runtime.agent_names),
+            "data": str(self.settings.daemon.data_dir),
+        }
+        _log.info("askfirst is running", extra=values)
+        if not runtime.agent_names:
+            _log.warning("no agent is enabled: add a table such as [agents.matchmaker] to the configuration")
+        notify(f"READY=1\nSTATUS={len(runtime.agent_names)} agents, model {model}, {values['address']}")
+
+    def _say_stopping(self) -> None:
+        """The first stage: no new run from here on."""
+        _log.info("stopping", extra={"reason": self.lifecycle.reason})
+        notify("STOPPING=1")
+        self._scheduler.hold()
+
+    async def _wait(self) -> ExitCode:
+        stop = asyncio.create_task(self.lifecycle.stopping.wait())
+        waiting: set[asyncio.Task[Any]] = {stop}
+        if self._web is not None:
+            waiting.add(asyncio.create_task(self._web.ended()))
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        broken = not stop.done()
+        for task in waiting:
+            task.cancel()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        if not broken:
+            return ExitCode.OK
+        errors = [result for result in results if isinstance(result, Exception)]
+        _log.error("the web endpoints ended by themselves", exc_info=errors[0] if errors else None)
+        return ExitCode.FAILED
+
+
+def program_version() -> str:
+    """The version of the installed distribution."""
+    try:
+        return metadata.version("askfirst")
+    except metadata.PackageNotFoundError:
+        return "unknown"

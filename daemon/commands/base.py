@@ -1,0 +1,175 @@
+"""What every command is handed: where the configuration is, how to answer, how to open the program's parts.
+
+Heavy imports happen inside functions here, so that a command's `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from daemon.errors import SettingsError
+from daemon.render import Screen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from daemon.runtime import Runtime
+    from daemon.settings import Settings
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+VIA = "cli"
+"""How a decision made here reached the program."""
+
+
+class Invocation:
+    """One call of the program, as its options describe it.
+
+    Attributes:
+        config: the configuration file that was named, None to look for one.
+        as_json: whether the answer shall be JSON and nothing else.
+        debug: whether to log everything and show tracebacks.
+    """
+
+    def __init__(self) -> None:
+        self.config: Path | None = None
+        self.as_json = False
+        self.debug = False
+
+    def screen(self) -> Screen:
+        """Where the answer goes."""
+        return Screen(as_json=self.as_json)
+
+    def settings(self, *, check_agents: bool = False) -> Settings:
+        """The configuration; `check_agents` looks at the settings of the agents' own too.
+
+        Raises:
+            SettingsError: it cannot work; every problem is named.
+        """
+        from daemon.settings import load_settings  # noqa: PLC0415 - loads pydantic
+
+        return load_settings(self.config, check_agents=check_agents)
+
+    @contextmanager
+    def logging(self, settings: Settings, *, service: bool = False) -> Iterator[None]:
+        """Log to standard error meanwhile: a service what its settings say, a command only what is wrong."""
+        from daemon.observability.logging import configure_logging  # noqa: PLC0415 - loads structlog
+
+        level = settings.daemon.log_level
+        if self.debug:
+            level = "debug"
+        elif not service and level != "error":
+            level = "warning"
+        key = ""
+        with suppress(SettingsError):  # a key file that is gone matters only to commands that need the key
+            key = settings.llm_environ().get("LLM_API_KEY", "")
+        close = configure_logging(level, settings.daemon.log_format, secrets=[key])
+        try:
+            yield
+        finally:
+            close()
+
+    @asynccontextmanager
+    async def runtime(
+        self,
+        settings: Settings,
+        *,
+        with_llm: bool = False,
+        agents: Sequence[str] | None = None,
+    ) -> AsyncIterator[Runtime]:
+        """The program's parts, opened, with logging to standard error.
+
+        Raises:
+            DaemonError: one of them cannot be opened.
+        """
+        from daemon.runtime import open_runtime  # noqa: PLC0415 - loads the store
+
+        with self.logging(settings):
+            async with open_runtime(settings, with_llm=with_llm, agents=agents) as runtime:
+                yield runtime
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's work to its end."""
+    import asyncio  # noqa: PLC0415 - a third of what `--help` would cost
+
+    return asyncio.run(work)
+
+
+def person() -> str:
+    """Who types: the login name, or the number of the user when it has none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):
+        return f"uid{os.getuid()}"
+
+
+def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], None]:
+    def callback(ctx: click.Context, _parameter: click.Parameter, value: Any) -> None:
+        if value:
+            setattr(ctx.ensure_object(Invocation), name, value)
+
+    return callback
+
+
+def global_options(*, hidden: bool = False) -> Callable[[F], F]:
+    """`--config` and `--debug`, understood by the program and by each of its commands."""
+    path = click.Path(path_type=Path)
+
+    def decorate(function: F) -> F:
+        options = (
+            click.option(
+                "--config",
+                type=path,
+                metavar="PATH",
+                help="Configuration file; else $ASKFIRST_CONFIG, ./config/askfirst.toml, the usual places.",
+                callback=_remember("config"),
+                expose_value=False,
+                hidden=hidden,
+            ),
+            click.option(
+                "--debug",
+                is_flag=True,
+                help="Log everything and show tracebacks.",
+                callback=_remember("debug"),
+                expose_value=False,
+                hidden=hidden,
+            ),
+        )
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help: command lines to copy, marked for click not to wrap them."""
+    return "\n".join(("\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {line}" for line in lines)))
+
+
+def json_option(function: F) -> F:
+    """`--json`, understood by the program and by each of its commands."""
+    return click.option(
+        "--json",
+        is_flag=True,
+        help="Answer in JSON, on standard output, and nothing else there.",
+        callback=_remember("as_json"),
+        expose_value=False,
+    )(function)
+
+
+def command_options(function: F) -> F:
+    """What every command understands: `--json`, and after it what may also stand before it."""
+    return global_options(hidden=True)(json_option(function))
+
+
+pass_invocation = click.make_pass_decorator(Invocation, ensure=True)

@@ -1,0 +1,143 @@
+"""`askfirst --once`: every enabled agent runs once, and one screen says what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from daemon.commands.base import Invocation, run
+from daemon.commands.shapes import (
+    RUN_COLUMNS,
+    proposal_data,
+    run_cells,
+    run_data,
+    run_remarks,
+    selection_data,
+    show_proposals,
+)
+from daemon.errors import ExitCode
+from daemon.render import Screen
+
+if TYPE_CHECKING:
+    from agents.proposal import Proposal
+    from daemon.events import RunResult
+    from daemon.scheduler import AgentScheduler
+    from daemon.settings import Settings
+    from llm import Selection
+
+_log = logging.getLogger(__name__)
+
+MOST_SHOWN = 40
+"""Proposals on the screen; the rest is counted and `askfirst proposals list` has them all."""
+
+
+def run_once(call: Invocation, names: Sequence[str]) -> int:
+    """Run the agents `names` (every enabled one if there are none) and return the exit code.
+
+    Raises:
+        SettingsError: the configuration cannot work; nothing was run.
+        click.UsageError: there is no agent of such a name; nothing was run.
+    """
+    settings = call.settings(check_agents=True)
+    _check_names(settings, names)
+    return run(_run_once(call, settings, tuple(dict.fromkeys(names))))
+
+
+def _check_names(settings: Settings, names: Sequence[str]) -> None:
+    if not names:
+        return
+    from agents.errors import AgentNotFound  # noqa: PLC0415 - beside what it is needed for
+    from agents.registry import AgentRegistry  # noqa: PLC0415 - loads the agents
+
+    registry = AgentRegistry(settings.daemon.plugin_dir)
+    for name in names:
+        try:
+            registry.get(name)
+        except AgentNotFound as error:
+            msg = f"--agent: {error}"
+            raise click.UsageError(msg) from error
+
+
+async def _run_once(call: Invocation, settings: Settings, names: Sequence[str]) -> int:
+    from daemon.observability.logging import log_event  # noqa: PLC0415 - loads structlog
+    from daemon.scheduler import AgentScheduler  # noqa: PLC0415 - loads the scheduler
+
+    screen = call.screen()
+    with call.logging(settings):
+        for warning in settings.warnings:
+            _log.warning("%s", warning)
+        scheduler = AgentScheduler(settings=settings, agents=names or None)
+        scheduler.events.subscribe(log_event)
+        runs = asyncio.ensure_future(scheduler.run_once())
+        await _show_model(screen, scheduler, runs)
+        results = await runs
+    proposals = await _open_proposals(call, settings)
+    if screen.as_json:
+        screen.data(_report(scheduler.selection, results, proposals))
+    else:
+        _show(screen, results, proposals)
+    succeeded = all(result.outcome == "succeeded" for result in results)
+    return ExitCode.OK if succeeded else ExitCode.FAILED
+
+
+async def _show_model(screen: Screen, scheduler: AgentScheduler, runs: asyncio.Future[Any]) -> None:
+    """Say which model is used as soon as that is settled: a small machine may think for a while after it."""
+    if screen.as_json:
+        return
+    while scheduler.selection is None and not runs.done():
+        await asyncio.wait({runs}, timeout=0.02)
+    if scheduler.selection is not None:
+        screen.line(scheduler.selection.reason, "bold")
+        for passed in scheduler.selection.considered:
+            screen.line(f"  {passed}", "dim")
+        screen.line()
+
+
+async def _open_proposals(call: Invocation, settings: Settings) -> tuple[Proposal, ...]:
+    from agents.proposal import ProposalStatus  # noqa: PLC0415 - beside what it is needed for
+
+    async with call.runtime(settings) as runtime:
+        waiting = [status for status in ProposalStatus if status.is_open]
+        return await runtime.proposals.list(status=waiting, limit=None)
+
+
+def _report(
+    selection: Selection | None, results: Sequence[RunResult], proposals: Sequence[Proposal]
+) -> dict[str, Any]:
+    made = {proposal.id for result in results for proposal in result.proposals}
+    return {
+        "model": None if selection is None else selection_data(selection),
+        "runs": [run_data(result) for result in results],
+        "proposals": [{**proposal_data(p), "new": p.id in made} for p in proposals],
+    }
+
+
+def _show(screen: Screen, results: Sequence[RunResult], proposals: Sequence[Proposal]) -> None:
+    if not results:
+        screen.line("No agent is enabled: give one a table such as [agents.matchmaker] in the configuration.")
+        screen.line("`askfirst agents list` shows the agents there are.")
+    else:
+        screen.table(RUN_COLUMNS, [run_cells(result) for result in results])
+    remarks = [remark for result in results for remark in run_remarks(result)]
+    if remarks:
+        screen.line()
+        screen.items(remarks)
+    _show_proposals(screen, sum(len(result.proposals) for result in results), proposals)
+
+
+def _show_proposals(screen: Screen, new: int, proposals: Sequence[Proposal]) -> None:
+    if not proposals:
+        screen.heading("Nothing waits for a decision.")
+        return
+    screen.heading(f"{new or 'No'} new, {len(proposals)} open:")
+    shown = proposals[:MOST_SHOWN]
+    show_proposals(screen, shown, datetime.now(UTC))
+    if len(proposals) > len(shown):
+        screen.line(f"... and {len(proposals) - len(shown)} more: askfirst proposals list")
+    screen.line()
+    screen.line(f"Next: askfirst proposals show {shown[0].id}", "bold")

@@ -1,0 +1,42 @@
+"""`askfirst run`: the daemon."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from daemon.commands.base import Invocation, command_options, examples, pass_invocation, run
+
+_log = logging.getLogger(__name__)
+
+
+@click.command(
+    "run",
+    short_help="Run the daemon until it is stopped.",
+    epilog=examples("askfirst run --config /etc/askfirst/askfirst.toml"),
+)
+@command_options
+@pass_invocation
+def command(call: Invocation) -> int:
+    """Run the enabled agents on their schedules until the program is stopped (Ctrl-C or SIGTERM).
+
+    It answers /metrics, /healthz and /readyz on 127.0.0.1:8484 unless the configuration says otherwise.
+    """
+    return run_daemon(call)
+
+
+def run_daemon(call: Invocation) -> int:
+    """Run the daemon and return the exit code.
+
+    Raises:
+        SettingsError: the configuration cannot work; nothing was started.
+    """
+    from daemon.app import Daemon  # noqa: PLC0415 - loads everything
+
+    settings = call.settings(check_agents=True)
+    with call.logging(settings, service=True):
+        for warning in settings.warnings:
+            _log.warning("%s", warning)
+    daemon = Daemon(settings, log_level="debug" if call.debug else None)  # it does its own logging
+    return run(daemon.run_until_stopped())

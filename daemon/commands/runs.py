@@ -1,0 +1,103 @@
+"""`askfirst runs`: what the agents did."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from daemon.commands.base import Invocation, command_options, examples, pass_invocation, run
+from daemon.commands.shapes import (
+    RUN_COLUMNS,
+    moment,
+    outcome_style,
+    plain,
+    run_cells,
+    run_data,
+    run_remarks,
+    show_call,
+    show_proposals,
+)
+from daemon.render import Column, Screen
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agents.context import ModelCall
+    from daemon.events import RunResult
+
+
+@click.group(
+    "runs",
+    short_help="See what the agents did.",
+    epilog=examples("askfirst runs list", "askfirst runs show RUN"),
+)
+@command_options
+def command() -> None:
+    """See what the agents did."""
+
+
+@command.command("list", epilog=examples("askfirst runs list --agent matchmaker --limit 5"))
+@click.option("--agent", metavar="NAME", help="Only the runs of this agent.")
+@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="At most so many.")
+@command_options
+@pass_invocation
+def list_runs(call: Invocation, agent: str | None, limit: int) -> None:
+    """List runs, the newest first."""
+    run(_list(call, agent, limit))
+
+
+async def _list(call: Invocation, agent: str | None, limit: int) -> None:
+    screen = call.screen()
+    async with call.runtime(call.settings()) as runtime:
+        results = await runtime.runs.list(agent=agent, limit=limit)
+    if screen.as_json:
+        screen.data([run_data(result) for result in results])
+    elif not results:
+        screen.line("No runs yet. `askfirst --once` makes one of every enabled agent.")
+    else:
+        heads = (Column("run"), Column("began (UTC)"), *RUN_COLUMNS)
+        screen.table(heads, [(r.run_id, moment(r.started_at), *run_cells(r)) for r in results])
+
+
+@command.command(epilog=examples("askfirst runs show RUN --verbose"))
+@click.argument("run_id", metavar="RUN")
+@click.option("--verbose", "-v", is_flag=True, help="Also what the model was asked and what it answered.")
+@command_options
+@pass_invocation
+def show(call: Invocation, run_id: str, verbose: bool) -> None:
+    """Show one run: its outcome, its proposals and its model calls."""
+    run(_show(call, run_id, verbose=verbose))
+
+
+async def _show(call: Invocation, run_id: str, *, verbose: bool) -> None:
+    screen = call.screen()
+    async with call.runtime(call.settings()) as runtime:
+        result = await runtime.runs.get(run_id)
+        calls = await runtime.runs.calls_of(run_id)
+    if screen.as_json:
+        screen.data({**run_data(result), "model_calls": plain(calls)})
+    else:
+        _show_run(screen, result, calls, verbose=verbose)
+
+
+def _show_run(screen: Screen, result: RunResult, calls: Sequence[ModelCall], *, verbose: bool) -> None:
+    screen.line(f"{result.agent}: {result.outcome.value}", outcome_style(result.outcome))
+    screen.fields(
+        [
+            ("run", result.run_id),
+            ("began (UTC)", moment(result.started_at)),
+            ("took", f"{result.seconds:.1f} s"),
+            ("because of", result.trigger),
+            ("model", f"{result.backend}, {result.model}" if result.backend else "none was asked"),
+            ("duplicates", result.duplicates),
+        ]
+    )
+    screen.items(run_remarks(result))
+    if result.proposals:
+        screen.heading("Proposals")
+        show_proposals(screen, result.proposals, result.finished_at)
+    if calls:
+        screen.heading("Model calls")
+    for model_call in calls:
+        show_call(screen, model_call, verbose=verbose)

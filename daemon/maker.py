@@ -1,0 +1,82 @@
+"""AgentMaker: an agent, its settings read and its context filled, for one run or one decision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from agents.base import BaseAgent
+from agents.config import AgentConfig
+from agents.context import AgentContext, utc_now
+from agents.errors import AgentError
+from agents.registry import AgentRegistry
+from daemon.settings import Settings
+from llm import LLMClient
+
+
+class AgentMaker:
+    """Makes agents.
+
+    Args:
+        settings: the configuration, with the agents' tables.
+        registry: the agents there are.
+        llm: the model, None for rules only.
+        now: the clock that agents are handed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        registry: AgentRegistry,
+        llm: LLMClient | None,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._llm = llm
+        self._now = now
+
+    def config(self, name: str) -> AgentConfig:
+        """How the agent is run.
+
+        Raises:
+            AgentError: there is no such agent, it cannot be loaded, or its table cannot work.
+        """
+        return self._settings.agent_config(name, self._registry.get(name))
+
+    def make(self, name: str, **context: Any) -> BaseAgent:
+        """A new instance of the agent.
+
+        Args:
+            name: the agent's name.
+            context: further fields of its `AgentContext`, such as `run_id`.
+
+        Raises:
+            AgentError: it cannot be made; the message says why.
+        """
+        agent = self._registry.get(name)
+        config = self._settings.agent_config(name, agent)
+        filled = AgentContext(
+            llm=self._llm,
+            settings=config.settings,
+            base_dir=self._settings.base_dir,
+            data_dir=self._settings.daemon.data_dir / "agents" / name,
+            now=self._now,
+            log=_log_of(name, str(context.get("run_id", ""))),
+            **context,
+        )
+        try:
+            return agent(filled)
+        except AgentError:
+            raise
+        except Exception as error:  # an agent's constructor is code of its own and may raise anything
+            msg = f"the agent {name!r} cannot be made: {type(error).__name__}: {error}"
+            raise AgentError(msg) from error
+
+
+def _log_of(agent: str, run_id: str) -> Any:
+    import structlog  # noqa: PLC0415 - 40 ms that commands without agents do not need
+
+    log = structlog.get_logger("askfirst.agent").bind(agent=agent)
+    return log.bind(run_id=run_id) if run_id else log

@@ -1,0 +1,1 @@
+"""Seeing what happens: log lines, metrics and health, each an adapter over the same events."""

@@ -1,0 +1,144 @@
+"""Runtime: what a process needs opened, without signals or web, on one exit stack that closes in reverse."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING
+
+from agents.base import BaseAgent
+from agents.context import utc_now
+from agents.registry import AgentRegistry
+from daemon.events import EventBus
+from daemon.maker import AgentMaker
+from daemon.proposals import ProposalDesk
+from daemon.runner import Runner
+from daemon.settings import Settings
+from llm import LLMClient, LLMConfig, Selection, get_llm_client, select_backend
+
+if TYPE_CHECKING:
+    from daemon.store.engine import Database
+    from daemon.store.proposals import ProposalStore
+    from daemon.store.runs import RunStore
+    from llm.events import Observer
+
+DATABASE = "askfirst.sqlite3"
+"""Name of the database file in the data folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """What is open.
+
+    Attributes:
+        settings: the configuration.
+        events: where everything that happens is told.
+        registry: the agents there are.
+        db: the database.
+        proposals: reads proposals.
+        runs: reads runs.
+        desk: decides about proposals.
+        runner: runs agents.
+        llm: the model, None for rules only.
+        selection: which model was chosen and why.
+        agent_names: the agents to run, in order.
+    """
+
+    settings: Settings
+    events: EventBus
+    registry: AgentRegistry
+    db: Database
+    proposals: ProposalStore
+    runs: RunStore
+    desk: ProposalDesk
+    runner: Runner
+    llm: LLMClient | None
+    selection: Selection
+    agent_names: tuple[str, ...]
+
+
+@asynccontextmanager
+async def open_runtime(
+    settings: Settings,
+    *,
+    llm_config: LLMConfig | None = None,
+    agents: Sequence[str | type[BaseAgent]] | None = None,
+    with_llm: bool = True,
+    events: EventBus | None = None,
+    llm_observers: Sequence[Observer] = (),
+    now: Callable[[], datetime] = utc_now,
+) -> AsyncIterator[Runtime]:
+    """Open the database, choose the model, and put the parts together; all is closed at the end.
+
+    A close that fails does not keep the others from being closed; its exception is raised at the end.
+
+    Args:
+        settings: the configuration.
+        llm_config: the model to use; None chooses one by the settings and by what is there.
+        agents: names or classes of the agents to run; None means those that the settings enable.
+        with_llm: False for commands that run no agent: no model is looked for, and the database is not
+            looked through for damage.
+        events: where to tell what happens; None makes a bus of its own.
+        llm_observers: told of every model call.
+        now: the clock, UTC.
+
+    Raises:
+        StoreError: the database cannot be used.
+        AgentLoadError: a class in `agents` is no agent.
+        LLMError: the model's settings cannot work.
+    """
+    from daemon.store.engine import Database  # noqa: PLC0415 - loads SQLAlchemy, 0.2 s of CPU
+    from daemon.store.proposals import ProposalStore  # noqa: PLC0415
+    from daemon.store.runs import RunStore  # noqa: PLC0415
+
+    bus = EventBus() if events is None else events
+    registry = AgentRegistry(settings.daemon.plugin_dir)
+    names = _names(settings, registry, agents)
+    async with AsyncExitStack() as stack:
+        database = await Database.open(settings.daemon.data_dir / DATABASE, check=with_llm)
+        stack.push_async_callback(database.aclose)
+        proposals, runs = ProposalStore(database), RunStore(database)
+        selection = await _select(settings, llm_config, with_llm=with_llm)
+        llm = None
+        if selection.config is not None:
+            llm = get_llm_client(selection.config, observers=llm_observers)
+            stack.push_async_callback(llm.aclose)
+        maker = AgentMaker(settings, registry, llm, now)
+        desk = ProposalDesk(proposals, database, maker.make, bus, now)
+        stack.push_async_callback(partial(desk.aclose, settings.daemon.stop_grace.total_seconds()))
+        yield Runtime(
+            settings=settings,
+            events=bus,
+            registry=registry,
+            db=database,
+            proposals=proposals,
+            runs=runs,
+            desk=desk,
+            runner=Runner(maker, database, proposals, runs, desk, events=bus, now=now),
+            llm=llm,
+            selection=selection,
+            agent_names=names,
+        )
+
+
+def _names(
+    settings: Settings, registry: AgentRegistry, agents: Sequence[str | type[BaseAgent]] | None
+) -> tuple[str, ...]:
+    if agents is None:
+        return settings.enabled_agents
+    for agent in agents:
+        if not isinstance(agent, str):
+            registry.add(agent)
+    return tuple(dict.fromkeys(agent if isinstance(agent, str) else agent.name for agent in agents))
+
+
+async def _select(settings: Settings, llm_config: LLMConfig | None, *, with_llm: bool) -> Selection:
+    if not with_llm:
+        return Selection(config=None, reason="This command needs no model.")
+    if llm_config is not None:
+        reason = f"{llm_config.backend} with the model {llm_config.model}, as the caller asked."
+        return Selection(config=llm_config, reason=reason)
+    return await select_backend(settings.llm_environ())

@@ -1,0 +1,257 @@
+"""Reads the configuration: defaults, then the file, then the environment; every problem at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from agents.base import NAME_PATTERN, BaseAgent
+from agents.config import AgentConfig
+from agents.errors import AgentError, AgentNotFound, AgentSettingsError
+from daemon.errors import SettingsError, SettingsProblem
+from daemon.settings.environment import SECTIONS, misspelt, read_environment
+from daemon.settings.model import DaemonSettings, LLMSettings, Settings
+from daemon.settings.places import default_data_dir, find_config
+from daemon.settings.sources import Sources, dotted, read_file
+from daemon.settings.toml_lines import KeyPath
+from daemon.settings.words import nearest, plain_words, shown
+
+if TYPE_CHECKING:
+    from agents.registry import AgentRegistry
+
+_FOLDERS: tuple[tuple[str, str], ...] = (
+    ("daemon", "data_dir"),
+    ("daemon", "plugin_dir"),
+    ("llm", "cache_dir"),
+    ("llm", "api_key_file"),
+)
+_LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
+
+
+def load_settings(
+    path: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    *,
+    check_agents: bool = False,
+) -> Settings:
+    """Read the configuration.
+
+    Args:
+        path: the file; None looks at `ASKFIRST_CONFIG`, `./config/askfirst.toml`, the user's and the
+            system's configuration folders, and goes on with defaults when there is none.
+        environ: the environment, `os.environ` if None.
+        check_agents: also check the settings that are each enabled agent's own, which loads their modules.
+
+    Raises:
+        SettingsError: the configuration cannot work; every problem with its file, line and key.
+    """
+    environment = os.environ if environ is None else environ
+    file = find_config(path, environment)
+    read = Sources() if file is None else read_file(file)
+    in_file = read.table.get("agents")
+    variables, problems = read_environment(environment, in_file if isinstance(in_file, Mapping) else {})
+    sources = Sources(file=file, table=read.table, lines=read.lines, variables=variables)
+    base = file.parent if file else Path.cwd()
+    merged = _merged(sources, base)
+    _with_defaults(merged, environment)
+    values, faults = _checked(merged, sources)
+    problems += faults
+    problems += _agent_problems(merged, sources, _registry(values) if check_agents else None)
+    if problems:
+        raise SettingsError(_in_order(problems, file))
+    settings = Settings(**values, config_file=file, base_dir=base, sources=sources)
+    return settings.model_copy(update={"warnings": tuple(_warnings(settings, environment))})
+
+
+def _merged(sources: Sources, base: Path) -> dict[str, Any]:
+    """File and environment as one table; the file's relative paths start at its folder."""
+    merged: dict[str, Any] = _copy(sources.table)
+    for section, key in _FOLDERS:
+        table = merged.get(section)
+        if isinstance(table, dict) and isinstance(table.get(key), str):
+            table[key] = str(base / Path(table[key]).expanduser())
+    for path, variable in sources.variables.items():
+        _put(merged, path, variable.value)
+    _keep_one_key(merged, sources)
+    return merged
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _copy(inner) for key, inner in value.items()}
+    return value
+
+
+def _put(table: dict[str, Any], path: KeyPath, value: Any) -> None:
+    for part in path[:-1]:
+        inner = table.setdefault(str(part), {})
+        if not isinstance(inner, dict):
+            return  # the file has no table there, which is reported as the file's own problem
+        table = inner
+    table[str(path[-1])] = value
+
+
+def _keep_one_key(merged: dict[str, Any], sources: Sources) -> None:
+    """A key that the environment gives replaces the file's, whichever of the two ways each one chose."""
+    table = merged.get("llm")
+    if not isinstance(table, dict):
+        return
+    for given, other in (("api_key", "api_key_file"), ("api_key_file", "api_key")):
+        if ("llm", given) in sources.variables and ("llm", other) not in sources.variables:
+            table.pop(other, None)
+
+
+def _with_defaults(merged: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """The one default that depends on the environment that was handed in."""
+    table = merged.setdefault("daemon", {})
+    if isinstance(table, dict):
+        table.setdefault("data_dir", str(default_data_dir(environ)))
+
+
+def _checked(merged: Mapping[str, Any], sources: Sources) -> tuple[dict[str, Any], list[SettingsProblem]]:
+    """The tables as their models, those that can work, and what is wrong with the others."""
+    problems: list[SettingsProblem] = []
+    values: dict[str, Any] = {}
+    for name, table in merged.items():
+        if name in SECTIONS:
+            values[name] = _section(name, table, sources, problems)
+        elif name == "agents":
+            values[name] = table
+        else:
+            way = nearest(name, (*SECTIONS, "agents"))
+            problems.append(sources.problem((name,), f"unknown table; {way}"))
+    problems += _key_file_problems(values.get("llm"), sources)
+    return values, problems
+
+
+def _section(name: str, table: Any, sources: Sources, problems: list[SettingsProblem]) -> BaseModel | None:
+    kind = Settings.model_fields[name].annotation
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        msg = f"Settings.{name} is no table"
+        raise TypeError(msg)
+    if not isinstance(table, Mapping):
+        problems.append(sources.problem((name,), f"must be a table: [{name}], not {shown(table)}"))
+        return None
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        faults = error.errors(include_url=False)
+        problems += [
+            _problem(name, kind, dict(fault), sources) for fault in faults if _is_real(fault["type"])
+        ]
+        return None
+
+
+def _is_real(kind: str) -> bool:
+    # A default that is made from another value cannot be made when that one is wrong; that one is told.
+    return kind != "default_factory_not_called"
+
+
+def _problem(section: str, kind: type[BaseModel], fault: dict[str, Any], sources: Sources) -> SettingsProblem:
+    path: KeyPath = (section, *fault["loc"])
+    if fault["type"] == "extra_forbidden":
+        known = _fields_at(kind, path[1:-1])
+        return sources.problem(path, f"unknown setting; {nearest(str(path[-1]), known)}")
+    secret = path == ("llm", "api_key")
+    return sources.problem(path, plain_words(fault, secret=secret))
+
+
+def _fields_at(kind: type[BaseModel], path: KeyPath) -> Iterable[str]:
+    for part in path:
+        inner = kind.model_fields[str(part)].annotation
+        choices = (inner, *get_args(inner))
+        kind = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+    return kind.model_fields
+
+
+def _registry(values: Mapping[str, Any]) -> AgentRegistry:
+    from agents.registry import AgentRegistry  # noqa: PLC0415 - needed by few commands
+
+    daemon = values.get("daemon")
+    return AgentRegistry(daemon.plugin_dir if isinstance(daemon, DaemonSettings) else None)
+
+
+def _agent_problems(
+    merged: Mapping[str, Any], sources: Sources, registry: AgentRegistry | None
+) -> list[SettingsProblem]:
+    """What is wrong with the agents' tables; with a registry, with the settings of their own too."""
+    tables = merged.get("agents", {})
+    if not isinstance(tables, Mapping):
+        return [sources.problem(("agents",), f"must be a table: [agents.NAME], not {shown(tables)}")]
+    problems: list[SettingsProblem] = []
+    for name, table in tables.items():
+        path: KeyPath = ("agents", name)
+        if not isinstance(table, Mapping):
+            problems.append(sources.problem(path, f"must be a table: [{dotted(path)}], not {shown(table)}"))
+        elif not NAME_PATTERN.fullmatch(name):
+            text = "this cannot be an agent's name; names are 1 to 64 of a-z, 0-9, _ and -"
+            problems.append(sources.problem(path, text))
+        else:
+            problems += _problems_of_agent(name, table, sources, registry)
+    return problems
+
+
+def _problems_of_agent(
+    name: str, table: Mapping[str, Any], sources: Sources, registry: AgentRegistry | None
+) -> list[SettingsProblem]:
+    path: KeyPath = ("agents", name)
+    kind: type[BaseAgent] | None = None
+    if registry is not None and table.get("enabled", True) is not False:
+        try:
+            kind = registry.get(name)
+        except AgentNotFound:
+            return [sources.problem(path, f"there is no such agent; {nearest(name, registry.names())}")]
+        except AgentError as error:
+            return [sources.problem(path, str(error))]
+    try:
+        AgentConfig.from_table(name, table, kind)
+    except AgentSettingsError as error:
+        return [sources.problem((*path, *_parts(key)), message) for key, message in error.problems]
+    return []
+
+
+def _parts(key: str) -> KeyPath:
+    return tuple(int(part) if part.isdecimal() else part for part in key.split(".") if part)
+
+
+def _key_file_problems(llm: Any, sources: Sources) -> list[SettingsProblem]:
+    file = llm.api_key_file if isinstance(llm, LLMSettings) else None
+    if file is None or file.is_file():
+        return []
+    return [sources.problem(("llm", "api_key_file"), f"there is no file {file}")]
+
+
+def _in_order(problems: list[SettingsProblem], file: Path | None) -> list[SettingsProblem]:
+    """The file's problems by line, then the environment's by name."""
+    return sorted(problems, key=lambda p: (p.source != str(file), p.line or 0, p.variable or "", p.key))
+
+
+def _warnings(settings: Settings, environ: Mapping[str, str]) -> list[SettingsProblem]:
+    return [*_open_key(settings), *_open_address(settings), *misspelt(environ)]
+
+
+def _open_key(settings: Settings) -> list[SettingsProblem]:
+    path: KeyPath = ("llm", "api_key")
+    file = settings.config_file
+    if file is None or path not in settings.sources.lines:
+        return []
+    mode = file.stat().st_mode & 0o777
+    if not mode & 0o077:
+        return []
+    message = (
+        f"others on this machine can read the key (mode {mode:o}); use api_key_file, or: chmod 600 {file}"
+    )
+    return [settings.sources.problem_in_file(path, message)]
+
+
+def _open_address(settings: Settings) -> list[SettingsProblem]:
+    host = settings.web.host
+    if not settings.web.enabled or _LOOPBACK.fullmatch(host):
+        return []
+    message = f"{host} can be reached by others, who can then read /metrics; 127.0.0.1 is this machine only"
+    return [settings.sources.problem(("web", "host"), message)]

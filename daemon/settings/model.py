@@ -1,0 +1,294 @@
+"""Settings: what the program is told, as frozen values that are checked where they enter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    Strict,
+    ValidationInfo,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from agents.config import AgentConfig
+from agents.errors import InvalidProposal
+from agents.proposal import DEFAULT_EXPIRY, Approvers
+from agents.schedule import FORMS, parse_duration
+from daemon.errors import SettingsError, SettingsProblem
+from daemon.settings.places import default_data_dir
+from daemon.settings.sources import Sources
+from llm.config import AUTO, ENVIRONMENT, LLMConfig
+from llm.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from agents.base import BaseAgent
+
+API_KEY_FILE_VARIABLE = "LLM_API_KEY_FILE"
+CREDENTIAL = "llm_api_key"
+"""Name of systemd's credential that holds the key: `LoadCredential=llm_api_key:/etc/askfirst/llm_api_key`."""
+
+
+def _duration(value: Any) -> timedelta:
+    if isinstance(value, timedelta):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        msg = f"must be {FORMS}"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic turns only ValueError into a problem
+    return parse_duration(value)
+
+
+def _positive(value: timedelta) -> timedelta:
+    if value <= timedelta(0):
+        msg = "must be longer than 0"
+        raise ValueError(msg)
+    return value
+
+
+def _absolute(path: Path) -> Path:
+    return path.expanduser().resolve()
+
+
+Whole = Annotated[int, Strict()]
+Text = Annotated[str, Strict()]
+Switch = Annotated[bool, Strict()]
+Number = Annotated[float, Strict()]
+Folder = Annotated[Path, AfterValidator(_absolute)]
+Duration = Annotated[
+    timedelta,
+    BeforeValidator(_duration),
+    AfterValidator(_positive),
+    WithJsonSchema({"type": ["string", "integer"], "examples": ["90s", "15m", "1h30m", "2d"]}),
+]
+
+
+class Section(BaseModel):
+    """One table of the configuration."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class LLMSettings(Section):
+    """Which model to use and how it shall answer; what is left out keeps the default of `LLMConfig`."""
+
+    backend: Text = Field(
+        AUTO,
+        description='"auto" takes the first that works: Ollama, mlx, the embedded llamacpp, else rules only. '
+        'Or one of "ollama", "llamacpp", "mlx", "remote", "mock"',
+    )
+    model: Text = Field("", description="the backend's name of the model; empty: the backend's usual one")
+    api_base: Text | None = Field(
+        None, description="base URL of the server; unset: the backend's usual place"
+    )
+    api_key: SecretStr | None = Field(
+        None, description="key of a remote service; better kept in `api_key_file` or in `LLM_API_KEY`"
+    )
+    api_key_file: Folder | None = Field(
+        None,
+        description="file whose content is the key; systemd's credential `llm_api_key` is found by itself",
+    )
+    temperature: Number | None = Field(None, description="0 is greedy, up to 2; unset: 0.7")
+    max_tokens: Whole | None = Field(None, description="most tokens of one answer; unset: 512")
+    top_p: Number | None = Field(None, description="nucleus threshold, above 0 and at most 1; unset: 0.9")
+    timeout: Number | None = Field(None, description="total seconds of one call; unset: 30")
+    seed: Whole | None = Field(None, description="seed of the sampler; unset: the backend's choice")
+    context_length: Whole | None = Field(
+        None, description="tokens of context to ask a local engine for; unset: 4096"
+    )
+    max_reply_bytes: Whole | None = Field(
+        None, description="a larger reply is cut off and refused; unset: 4194304"
+    )
+    enable_cache: Switch | None = Field(None, description="keep and reuse answers; unset: true")
+    cache_dir: Folder | None = Field(
+        None, description="folder of the response cache; unset: `llm_cache` in `daemon.data_dir`"
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _as_the_client_wants_it(cls, value: Any, info: ValidationInfo) -> Any:
+        """Checked by `LLMConfig`'s own rules, so that both say the same."""
+        name = str(info.field_name)
+        if value is None or name not in ENVIRONMENT or isinstance(value, SecretStr | Path):
+            return value
+        try:
+            LLMConfig(**{"backend": "mock", name: value})
+        except ConfigurationError as error:
+            raise ValueError(str(error).removeprefix(f"{ENVIRONMENT[name]} ({name}) ")) from error
+        return value
+
+    @model_validator(mode="after")
+    def _one_key(self) -> Self:
+        if self.api_key is not None and self.api_key_file is not None:
+            msg = "api_key and api_key_file are both set; keep one, better api_key_file"
+            raise ValueError(msg)
+        return self
+
+
+class DaemonSettings(Section):
+    """The process itself."""
+
+    data_dir: Folder = Field(
+        default_factory=default_data_dir,
+        description="folder of the database and of what agents remember; "
+        "unset: systemd's state folder, else the user's own",
+    )
+    plugin_dir: Folder = Field(
+        default_factory=lambda values: values["data_dir"] / "plugins",
+        description="folder of the user's own agents, one file each; unset: `plugins` in `data_dir`",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="the least serious kind of line that is logged"
+    )
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto",
+        description='"console" for people, "json" for the journal; "auto" asks whether it is a terminal',
+    )
+    stop_grace: Duration = Field(
+        timedelta(seconds=1), description="how long runs under way may go on when the program is stopped"
+    )
+    max_concurrent_runs: Whole = Field(2, ge=1, le=64, description="how many agents may run at once")
+
+
+class WebSettings(Section):
+    """The endpoints `/metrics`, `/healthz` and `/readyz`."""
+
+    enabled: Switch = Field(default=True, description="whether to listen at all")
+    host: Text = Field(
+        "127.0.0.1", min_length=1, description="address to listen on; only this machine by default"
+    )
+    port: Whole = Field(8484, ge=0, le=65535, description="port to listen on; 0 takes any free one")
+    allowed_hosts: tuple[Text, ...] = Field(
+        (), description="names that a request may ask for, besides those of this machine"
+    )
+
+
+class ApproverSettings(Section):
+    """Who must approve a proposal."""
+
+    mode: Literal["any", "all", "quorum"] = Field(
+        "any", description='"any" one person, "all" of `people`, or a "quorum" of them'
+    )
+    people: tuple[Text, ...] = Field((), description="who may approve; empty: anybody")
+    quorum: Whole = Field(1, ge=1, description='how many must approve when `mode` is "quorum"')
+
+    @model_validator(mode="after")
+    def _can_be_satisfied(self) -> Self:
+        try:
+            self.as_approvers()
+        except InvalidProposal as error:
+            raise ValueError(str(error).removeprefix("approvers: ")) from error
+        return self
+
+    def as_approvers(self) -> Approvers:
+        """The same as the proposals' own value."""
+        return Approvers(mode=self.mode, people=self.people, quorum=self.quorum)
+
+
+class ProposalSettings(Section):
+    """What holds for every agent's proposals unless its own table says otherwise."""
+
+    expires_after: Duration = Field(
+        DEFAULT_EXPIRY, description="how long a proposal waits for a decision; expiry never approves"
+    )
+    approvers: ApproverSettings = Field(default_factory=ApproverSettings, description="who must approve")
+
+
+class Settings(BaseModel):
+    """Everything the program is told, merged from defaults, file and environment.
+
+    Attributes:
+        llm: the table [llm].
+        daemon: the table [daemon].
+        web: the table [web].
+        proposals: the table [proposals].
+        agents: the tables [agents.NAME], as they were written.
+        config_file: the file that was read, None when there is none.
+        base_dir: where relative paths of agents start: the file's folder.
+        warnings: what works but should be looked at.
+        sources: where each value came from.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    llm: LLMSettings = Field(default_factory=LLMSettings)
+    daemon: DaemonSettings = Field(default_factory=DaemonSettings)
+    web: WebSettings = Field(default_factory=WebSettings)
+    proposals: ProposalSettings = Field(default_factory=ProposalSettings)
+    agents: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
+    config_file: Path | None = None
+    base_dir: Path = Field(default_factory=Path.cwd)
+    warnings: tuple[SettingsProblem, ...] = ()
+    sources: Sources = Field(default_factory=Sources, repr=False)
+
+    def agent_config(self, name: str, agent_cls: type[BaseAgent] | None = None) -> AgentConfig:
+        """How the agent `name` is run: its own table over what [proposals] says for all.
+
+        Raises:
+            AgentSettingsError: its table cannot work; every problem is named.
+        """
+        shared = {
+            "expires_after": self.proposals.expires_after,
+            "approvers": self.proposals.approvers.as_approvers(),
+        }
+        return AgentConfig.from_table(name, {**shared, **self.agents.get(name, {})}, agent_cls)
+
+    @property
+    def enabled_agents(self) -> tuple[str, ...]:
+        """The agents that have a table without `enabled = false`, in the order of the file."""
+        return tuple(name for name, table in self.agents.items() if table.get("enabled", True) is not False)
+
+    def llm_environ(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The `LLM_*` variables that these settings and the environment amount to; the environment wins.
+
+        `LLM_BACKEND` is absent when the choice is left to the program.
+
+        Raises:
+            SettingsError: the file that holds the key cannot be read.
+        """
+        source = os.environ if environ is None else environ
+        values = self._llm_texts()
+        given = {variable: source.get(variable, "").strip() for variable in ENVIRONMENT.values()}
+        values.update({variable: text for variable, text in given.items() if text})
+        if values.get("LLM_BACKEND", AUTO).lower() == AUTO:
+            values.pop("LLM_BACKEND", None)
+        if "LLM_API_KEY" not in values:
+            values.update(self._key_from_file(source))
+        return values
+
+    def _llm_texts(self) -> dict[str, str]:
+        values = {"LLM_CACHE_DIR": str(self.daemon.data_dir / "llm_cache")}
+        for name, variable in ENVIRONMENT.items():
+            value = getattr(self.llm, name)
+            if isinstance(value, SecretStr):
+                values[variable] = value.get_secret_value()
+            elif isinstance(value, bool):
+                values[variable] = "true" if value else "false"
+            elif value not in (None, ""):
+                values[variable] = str(value)
+        return values
+
+    def _key_from_file(self, environ: Mapping[str, str]) -> dict[str, str]:
+        file, folder = self.llm.api_key_file, environ.get("CREDENTIALS_DIRECTORY", "")
+        if file is None:
+            credential = Path(folder) / CREDENTIAL
+            file = credential if folder and credential.is_file() else None
+        if file is None:
+            return {}
+        try:
+            key = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            message = f"{file} cannot be read: {reason}"
+            raise SettingsError([self.sources.problem(("llm", "api_key_file"), message)]) from error
+        return {"LLM_API_KEY": key} if key else {}

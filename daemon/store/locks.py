@@ -1,0 +1,69 @@
+"""A lock between processes: flock on a small file, which the kernel frees when its holder dies."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from daemon.store.files import open_private
+
+_SHORTEST_WAIT = 0.001
+_LONGEST_WAIT = 0.02
+
+
+class LockBusy(Exception):
+    """Somebody else, in this process or another one, held the lock for all of the time."""
+
+
+class FileLock:
+    """One lock file. Every `held` opens it anew, so two holders in one process exclude each other too.
+
+    Args:
+        path: the lock file, made when first needed; it is never deleted, since that would split the lock.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @asynccontextmanager
+    async def held(self, limit: float) -> AsyncIterator[int]:
+        """Hold the lock; yields the open file's descriptor.
+
+        Args:
+            limit: most seconds to wait for it; 0 tries once.
+
+        Raises:
+            LockBusy: it could not be had in time.
+            StoreError: the file cannot be opened.
+        """
+        descriptor = open_private(self.path)
+        try:
+            await self._wait(descriptor, limit)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    async def _wait(self, descriptor: int, limit: float) -> None:
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + limit
+        pause = _SHORTEST_WAIT
+        while not _try(descriptor):
+            if clock() >= deadline:
+                msg = f"{self.path} was held for {limit:g} s"
+                raise LockBusy(msg)
+            # Polled, because a thread that waits in flock() can neither be cancelled nor timed out.
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads waiters, hides nothing
+            pause = min(2 * pause, _LONGEST_WAIT)
+
+
+def _try(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

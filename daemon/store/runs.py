@@ -1,0 +1,81 @@
+"""RunStore: what each run did, and the model calls it made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Select, insert, select
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from agents.context import ModelCall
+from daemon.errors import DaemonError
+from daemon.events import RunResult
+from daemon.store.engine import Database
+from daemon.store.proposals import proposals_of_runs
+from daemon.store.rows import call_from_row, call_to_row, run_from_row, run_to_row
+from daemon.store.tables import model_calls, runs
+
+
+class RunStore:
+    """Reads and writes runs; a run is written once, when it has ended, together with all it made."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def save(
+        self, connection: AsyncConnection, result: RunResult, calls: Sequence[ModelCall] = ()
+    ) -> None:
+        """Write a run and its model calls, in one transaction with its proposals.
+
+        Args:
+            connection: the run's transaction.
+            result: the run as it ended.
+            calls: its model calls; of two with the same id the first one is kept.
+        """
+        await connection.execute(insert(runs).values(run_to_row(result)))
+        if calls:
+            rows = [call_to_row(call, result.run_id, result.agent) for call in calls]
+            await connection.execute(sqlite_insert(model_calls).on_conflict_do_nothing(), rows)
+
+    async def get(self, run_id: str) -> RunResult:
+        """The run of that name, with its proposals as they stand now.
+
+        Raises:
+            DaemonError: there is none.
+        """
+        found = await self._load(select(runs).where(runs.c.id == run_id))
+        if not found:
+            msg = f"there is no run {run_id!r}; 'askfirst runs list' shows those there are"
+            raise DaemonError(msg)
+        return found[0]
+
+    async def list(self, agent: str | None = None, limit: int | None = 50) -> tuple[RunResult, ...]:
+        """Runs with their proposals as they stand now, the newest first.
+
+        Args:
+            agent: only those of this agent.
+            limit: at most so many, None for all.
+        """
+        query = select(runs).order_by(runs.c.id.desc()).limit(limit)
+        return await self._load(query if agent is None else query.where(runs.c.agent == agent))
+
+    async def calls_of(self, run_id: str) -> tuple[ModelCall, ...]:
+        """The model calls of a run, the first one first."""
+        return await self._calls(select(model_calls).where(model_calls.c.run_id == run_id))
+
+    async def calls_by_id(self, call_ids: Iterable[str]) -> tuple[ModelCall, ...]:
+        """The model calls of these ids, such as `Proposal.call_ids`; ids that are not there are left out."""
+        return await self._calls(select(model_calls).where(model_calls.c.id.in_(tuple(call_ids))))
+
+    async def _calls(self, query: Select[Any]) -> tuple[ModelCall, ...]:
+        async with self._database.read() as connection:
+            rows = await connection.execute(query.order_by(model_calls.c.at, model_calls.c.id))
+            return tuple(call_from_row(row) for row in rows.mappings())
+
+    async def _load(self, query: Select[Any]) -> tuple[RunResult, ...]:
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+            made = await proposals_of_runs(connection, [row["id"] for row in rows])
+            return tuple(run_from_row(row, made[row["id"]]) for row in rows)

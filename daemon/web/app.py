@@ -1,0 +1,21 @@
+"""The web application: every room's routes behind one guard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from starlette.applications import Starlette
+from starlette.types import ASGIApp
+
+from daemon.web.guard import HostGuard
+from daemon.web.ops import Operations
+
+
+def build_app(operations: Operations, *, allowed_hosts: Iterable[str] = ()) -> ASGIApp:
+    """The ASGI application.
+
+    Args:
+        operations: what /metrics and the health endpoints show.
+        allowed_hosts: names by which it may be called besides those of loopback.
+    """
+    return HostGuard(Starlette(routes=operations.routes()), allowed_hosts)

@@ -1,0 +1,68 @@
+"""For whoever operates the daemon: /metrics, /healthz and /readyz."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from daemon.observability.health import Health
+from daemon.observability.metrics import Metrics
+
+
+@dataclass(slots=True, kw_only=True)
+class Operations:
+    """What these endpoints show.
+
+    Attributes:
+        metrics: for /metrics.
+        health: for /readyz.
+        version: the program's version.
+        started: when the program began, seconds of `time.monotonic`.
+    """
+
+    metrics: Metrics
+    health: Health
+    version: str = ""
+    started: float = field(default_factory=time.monotonic)
+
+    def routes(self) -> list[Route]:
+        """The routes, for GET and HEAD only."""
+        return [
+            Route("/", self.index, methods=["GET"]),
+            Route("/metrics", self.show_metrics, methods=["GET"]),
+            Route("/healthz", self.healthz, methods=["GET"]),
+            Route("/readyz", self.readyz, methods=["GET"]),
+        ]
+
+    async def index(self, _request: Request) -> Response:
+        """What can be asked here."""
+        return PlainTextResponse(
+            f"Askfirst {self.version}\n\n"
+            "/metrics   metrics for Prometheus\n"
+            "/healthz   whether the process lives\n"
+            "/readyz    whether everything it needs works\n\n"
+            "Decide about proposals with: askfirst proposals list\n"
+        )
+
+    async def show_metrics(self, request: Request) -> Response:
+        """The metrics in the format that the scraper prefers."""
+        body, content_type = await self.metrics.scrape(request.headers.get("accept", ""))
+        return Response(body, headers={"Content-Type": content_type})
+
+    async def healthz(self, _request: Request) -> Response:
+        """200 as long as the event loop answers."""
+        uptime = round(time.monotonic() - self.started, 1)
+        return JSONResponse({"status": "ok", "version": self.version, "uptime_seconds": uptime})
+
+    async def readyz(self, _request: Request) -> Response:
+        """200 when everything required works, else 503; says what each part answered."""
+        ready, answers = await self.health.check()
+        body = {
+            "status": "ready" if ready else "not ready",
+            "checks": {answer.name: answer.as_json() for answer in answers},
+        }
+        return JSONResponse(body, status_code=200 if ready else 503)

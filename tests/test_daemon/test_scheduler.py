@@ -1,0 +1,540 @@
+"""AgentScheduler: agents run once or when they are due, whatever happens to the clock."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from agents.base import BaseAgent
+from agents.errors import AgentNotFound
+from agents.proposal import Proposal, ProposalStatus
+from daemon import AgentScheduler
+from daemon.clock import ClockWatch
+from daemon.deadlines import AT_LEAST_EVERY
+from daemon.errors import DaemonError
+from daemon.events import ProposalChanged, RunFinished, RunOutcome
+from daemon.runtime import open_runtime
+from daemon.scheduler import IntervalTrigger, _Timer
+from daemon.settings import DaemonSettings, Settings
+from llm import LLMConfig
+from tests.support.waiting import seen
+
+NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
+MOCK = LLMConfig(backend="mock", enable_cache=False)
+
+
+class CountingAgent(BaseAgent):
+    """Proposes the same thing each time and counts."""
+
+    every = "1s"
+    runs: ClassVar[list[datetime]] = []
+
+    async def analyze(self) -> list[Proposal]:
+        self.runs.append(datetime.now(UTC))
+        answer = await self.use_llm("Count")
+        return [
+            self.propose("count", "Count", explanation=answer.content, payload={}, fingerprint="the same")
+        ]
+
+
+class FailingAgent(BaseAgent):
+    """Fails."""
+
+    async def analyze(self) -> list[Proposal]:
+        raise ValueError("no data today")
+
+
+class WaitingAgent(BaseAgent):
+    """Waits until a test lets it go, or for ever."""
+
+    every = "1s"
+    begun: ClassVar[asyncio.Event]
+    go: ClassVar[asyncio.Event]
+    running: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+
+    async def analyze(self) -> list[Proposal]:
+        cls = type(self)
+        cls.running += 1
+        WaitingAgent.most = max(WaitingAgent.most, sum(c.running for c in (WaitingAgent, OtherWaitingAgent)))
+        try:
+            cls.begun.set()
+            await cls.go.wait()
+        finally:
+            cls.running -= 1
+        return []
+
+
+class OtherWaitingAgent(WaitingAgent):
+    """A second one."""
+
+    running: ClassVar[int] = 0
+
+
+class StubbornAgent(BaseAgent):
+    """Ignores being cancelled until a test has seen it."""
+
+    every = "1s"
+    begun: ClassVar[asyncio.Event]
+    go: ClassVar[asyncio.Event]
+
+    async def analyze(self) -> list[Proposal]:
+        self.begun.set()
+        while not self.go.is_set():
+            try:
+                await self.go.wait()
+            except asyncio.CancelledError:
+                continue
+        return []
+
+
+@pytest.fixture(autouse=True)
+def fresh_agents() -> None:
+    CountingAgent.runs.clear()
+    WaitingAgent.most = 0
+    for cls in (WaitingAgent, OtherWaitingAgent, StubbornAgent):
+        cls.begun, cls.go = asyncio.Event(), asyncio.Event()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(daemon=DaemonSettings(data_dir=tmp_path / "data", stop_grace=timedelta(seconds=0.2)))
+
+
+def scheduler_of(settings: Settings, *agents: str | type[BaseAgent]) -> AgentScheduler:
+    return AgentScheduler(llm_config=MOCK, agents=agents or None, settings=settings)
+
+
+# run_once
+
+
+async def test_each_agent_runs_once_and_tells_how_it_ended(settings: Settings) -> None:
+    scheduler = scheduler_of(settings, CountingAgent, FailingAgent)
+    counting, failing = await scheduler.run_once()
+    assert (counting.agent, counting.outcome, counting.trigger) == ("counting", RunOutcome.SUCCEEDED, "once")
+    assert [p.title for p in counting.proposals] == ["Count"]
+    assert (failing.agent, failing.outcome) == ("failing", RunOutcome.FAILED)
+    assert "no data today" in str(failing.error)
+    assert scheduler.runtime is None
+    assert scheduler.selection is not None
+    assert scheduler.selection.config == MOCK
+
+
+async def test_what_ran_is_kept_and_counted(settings: Settings) -> None:
+    scheduler = scheduler_of(settings, CountingAgent, FailingAgent)
+    await scheduler.run_once()
+    (second, _) = await scheduler.run_once()
+    assert (len(second.proposals), second.duplicates) == (0, 1)
+    stats = scheduler.get_stats()
+    assert stats["runs"] == {"succeeded": 2, "failed": 2, "timed_out": 0, "cancelled": 0}
+    assert stats["proposals"] == {"pending": 1}
+    assert stats["llm"]["backend"] == "mock"
+    assert stats["running"] is False
+    async with open_runtime(settings, llm_config=MOCK) as runtime:
+        assert len(await runtime.runs.list()) == 4
+
+
+async def test_one_agent_can_be_run_by_name(settings: Settings) -> None:
+    results = await scheduler_of(settings, CountingAgent, FailingAgent).run_once("failing")
+    assert [result.agent for result in results] == ["failing"]
+
+
+async def test_an_unknown_agent_is_refused_with_the_known_ones(settings: Settings) -> None:
+    with pytest.raises(AgentNotFound, match="counting"):
+        await scheduler_of(settings, CountingAgent).run_once("countign")
+
+
+async def test_no_more_agents_run_at_the_same_time_than_the_settings_allow(tmp_path: Path) -> None:
+    daemon = DaemonSettings(data_dir=tmp_path, max_concurrent_runs=1)
+    scheduler = scheduler_of(Settings(daemon=daemon), WaitingAgent, OtherWaitingAgent)
+    task = asyncio.create_task(scheduler.run_once())
+    await seen(lambda: WaitingAgent.begun.is_set() or OtherWaitingAgent.begun.is_set())
+    await asyncio.sleep(0.05)
+    WaitingAgent.go.set()
+    OtherWaitingAgent.go.set()
+    assert len(await task) == 2
+    assert WaitingAgent.most == 1
+
+
+async def test_two_agents_run_at_the_same_time_by_default(settings: Settings) -> None:
+    task = asyncio.create_task(scheduler_of(settings, WaitingAgent, OtherWaitingAgent).run_once())
+    await seen(lambda: WaitingAgent.begun.is_set() and OtherWaitingAgent.begun.is_set())
+    WaitingAgent.go.set()
+    OtherWaitingAgent.go.set()
+    await task
+    assert WaitingAgent.most == 2
+
+
+async def test_a_cancelled_run_once_leaves_recorded_runs_behind(settings: Settings) -> None:
+    task = asyncio.create_task(scheduler_of(settings, WaitingAgent).run_once())
+    await seen(WaitingAgent.begun.is_set)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert WaitingAgent.running == 0
+    async with open_runtime(settings, llm_config=MOCK) as runtime:
+        assert [run.outcome for run in await runtime.runs.list()] == [RunOutcome.CANCELLED]
+
+
+def test_one_scheduler_serves_one_event_loop_after_another(settings: Settings) -> None:
+    scheduler = scheduler_of(settings, CountingAgent, FailingAgent)
+    for _ in range(2):
+        assert len(asyncio.run(scheduler.run_once())) == 2
+
+
+# start and stop
+
+
+async def test_a_started_scheduler_runs_agents_when_they_are_due(settings: Settings) -> None:
+    scheduler = scheduler_of(settings, CountingAgent)
+    results: list[Any] = []
+    scheduler.events.subscribe(
+        lambda event: results.append(event) if isinstance(event, RunFinished) else None
+    )
+    async with scheduler:
+        assert scheduler.running
+        await seen(lambda: len(results) >= 3)
+        stats = scheduler.get_stats()
+    assert {event.result.trigger for event in results} == {"schedule"}
+    starts = [event.result.started_at for event in results[:3]]
+    assert starts[2] - starts[0] > timedelta(seconds=1.5)
+    agent = stats["agents"]["counting"]
+    assert agent["last_run"]["outcome"] == "succeeded"
+    assert datetime.fromisoformat(agent["next_run"]) > starts[2]
+    assert scheduler.get_stats()["running"] is False
+    assert scheduler.runtime is None
+
+
+async def test_an_agent_that_fails_is_run_again_and_disturbs_no_other(settings: Settings) -> None:
+    class OftenFailingAgent(FailingAgent):
+        """Fails each second."""
+
+        every = "1s"
+
+    scheduler = scheduler_of(settings, OftenFailingAgent, CountingAgent)
+    async with scheduler:
+        await seen(lambda: scheduler.get_stats()["runs"]["failed"] >= 2 and len(CountingAgent.runs) >= 2)
+
+
+async def test_an_agent_that_is_still_running_is_not_started_again(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    scheduler = scheduler_of(settings, WaitingAgent)
+    async with scheduler:
+        await seen(WaitingAgent.begun.is_set)
+        await seen(lambda: "due again while still running" in caplog.text)
+        await asyncio.sleep(1.2)
+        assert WaitingAgent.running == 1
+        assert scheduler.get_stats()["agents"]["waiting"]["running"] is True
+        assert caplog.text.count("due again while still running") == 1
+        assert "maximum number of running instances" not in caplog.text
+        WaitingAgent.go.set()
+
+
+async def test_run_once_of_a_started_scheduler_uses_what_is_open(settings: Settings) -> None:
+    class RareAgent(CountingAgent):
+        """Is not due by itself."""
+
+        every = "300d"
+
+    async with scheduler_of(settings, RareAgent) as scheduler:
+        runtime = scheduler.runtime
+        (result,) = await scheduler.run_once("rare")
+        assert result.trigger in ("manual", "schedule")
+        assert scheduler.runtime is runtime
+
+
+async def test_a_scheduler_cannot_be_started_twice_but_again_after_a_stop(settings: Settings) -> None:
+    scheduler = scheduler_of(settings, CountingAgent)
+    await scheduler.start()
+    with pytest.raises(RuntimeError, match="stop"):
+        await scheduler.start()
+    await scheduler.stop()
+    await scheduler.stop()
+    await scheduler.start()
+    assert scheduler.running
+    await scheduler.stop()
+
+
+async def test_stopping_gives_a_run_its_grace(settings: Settings) -> None:
+    scheduler = scheduler_of(settings, WaitingAgent)
+    await scheduler.start()
+    await seen(WaitingAgent.begun.is_set)
+    asyncio.get_running_loop().call_later(0.05, WaitingAgent.go.set)
+    await scheduler.stop()
+    assert scheduler.get_stats()["runs"]["succeeded"] == 1
+
+
+async def test_a_run_that_outlasts_the_grace_is_cancelled_and_recorded(settings: Settings) -> None:
+    scheduler = scheduler_of(settings, WaitingAgent)
+    await scheduler.start()
+    await seen(WaitingAgent.begun.is_set)
+    await scheduler.stop()
+    assert scheduler.get_stats()["runs"] == {"succeeded": 0, "failed": 0, "timed_out": 0, "cancelled": 1}
+    assert WaitingAgent.running == 0
+    async with open_runtime(settings, llm_config=MOCK) as runtime:
+        assert [run.outcome for run in await runtime.runs.list()] == [RunOutcome.CANCELLED]
+
+
+async def test_hurrying_cuts_the_grace_short(tmp_path: Path) -> None:
+    daemon = DaemonSettings(data_dir=tmp_path, stop_grace=timedelta(hours=1))
+    scheduler = scheduler_of(Settings(daemon=daemon), WaitingAgent)
+    await scheduler.start()
+    await seen(WaitingAgent.begun.is_set)
+    stop = asyncio.create_task(scheduler.stop())
+    await asyncio.sleep(0.05)
+    assert not stop.done()
+    scheduler.hurry()
+    async with asyncio.timeout(30):
+        await stop
+
+
+async def test_a_run_that_ignores_being_cancelled_is_left_behind_within_a_limit(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    scheduler = scheduler_of(settings, StubbornAgent)
+    await scheduler.start()
+    await seen(StubbornAgent.begun.is_set)
+    began = time.monotonic()
+    await scheduler.stop()
+    assert time.monotonic() - began < 20
+    assert "ignore" in caplog.text
+    StubbornAgent.go.set()
+    await asyncio.sleep(0.05)
+
+
+async def test_nothing_begins_after_the_scheduler_was_told_to_hold(settings: Settings) -> None:
+    async with scheduler_of(settings, CountingAgent) as scheduler:
+        scheduler.hold()
+        before = len(CountingAgent.runs)
+        await asyncio.sleep(1.3)
+        assert len(CountingAgent.runs) == before
+        assert not scheduler.running
+
+
+async def test_stopping_ends_a_run_once_that_waits_with_an_error_of_ours(tmp_path: Path) -> None:
+    daemon = DaemonSettings(data_dir=tmp_path, max_concurrent_runs=1, stop_grace=timedelta(seconds=0.1))
+    scheduler = scheduler_of(Settings(daemon=daemon), WaitingAgent, OtherWaitingAgent)
+    await scheduler.start()
+    task = asyncio.create_task(scheduler.run_once())
+    await seen(lambda: WaitingAgent.begun.is_set() or OtherWaitingAgent.begun.is_set())
+    await scheduler.stop()
+    with pytest.raises(DaemonError, match="stopped when 0 of 2 agents had run"):
+        await task
+
+
+async def test_stopping_logs_no_error(settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(5):
+        async with scheduler_of(settings, CountingAgent, WaitingAgent):
+            pass
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+async def test_an_agent_whose_settings_cannot_work_does_not_stop_the_others(tmp_path: Path) -> None:
+    settings = Settings(
+        daemon=DaemonSettings(data_dir=tmp_path),
+        agents={"counting": {}, "failing": {"every": "sometimes"}},
+    )
+    async with scheduler_of(settings, FailingAgent, CountingAgent) as scheduler:
+        stats = scheduler.get_stats()["agents"]
+        assert "every" in stats["failing"]["problem"]
+        assert stats["failing"]["next_run"] is None
+        assert stats["counting"]["next_run"] is not None
+
+
+# due times
+
+
+async def next_run(settings: Settings, agent: type[BaseAgent]) -> datetime:
+    async with scheduler_of(settings, agent) as scheduler:
+        return datetime.fromisoformat(scheduler.get_stats()["agents"][agent.name]["next_run"])
+
+
+class DailyAgent(CountingAgent):
+    """Once a day."""
+
+    every = "1d"
+
+
+async def test_the_first_run_of_a_new_agent_comes_soon(settings: Settings) -> None:
+    assert await next_run(settings, DailyAgent) - datetime.now(UTC) < timedelta(seconds=5)
+
+
+async def test_a_restart_does_not_restart_the_count(settings: Settings) -> None:
+    (ran,) = await scheduler_of(settings, DailyAgent).run_once()
+    for _ in range(2):
+        assert await next_run(settings, DailyAgent) == ran.started_at + timedelta(days=1)
+    assert len(DailyAgent.runs) == 1
+
+
+async def test_a_hundred_agents_do_not_all_start_at_once(settings: Settings) -> None:
+    crowd = [type(f"Crowd{n}Agent", (DailyAgent,), {"name": f"crowd-{n}"}) for n in range(100)]
+    async with scheduler_of(settings, *crowd) as scheduler:
+        due = sorted(
+            datetime.fromisoformat(agent["next_run"]) for agent in scheduler.get_stats()["agents"].values()
+        )
+        assert due[-1] - due[0] > timedelta(seconds=30)
+
+
+def test_the_trigger_never_returns_a_time_in_the_past() -> None:
+    trigger = IntervalTrigger(timedelta(minutes=15), NOON)
+    assert trigger.get_next_fire_time(None, NOON - timedelta(days=1)) == NOON
+    after = trigger.get_next_fire_time(NOON, NOON + timedelta(seconds=1))
+    assert after == NOON + timedelta(minutes=15)
+    for jump in (timedelta(hours=2), timedelta(days=30), timedelta(days=365 * 56)):
+        due = trigger.get_next_fire_time(NOON, NOON + jump)
+        assert NOON + jump < due <= NOON + jump + timedelta(minutes=15)
+
+
+def test_a_jump_of_56_years_is_one_missed_run_for_apscheduler_too() -> None:
+    timer = _Timer(ClockWatch())
+    job = timer._aps.add_job(print, IntervalTrigger(timedelta(seconds=60), NOON))
+    job.next_run_time = NOON - timedelta(days=365 * 56)
+    began = time.perf_counter()
+    assert len(job._get_run_times(NOON)) == 1
+    assert time.perf_counter() - began < 1
+
+
+class Clocks:
+    """Three clocks; real and awake are the machine's own, so that only what a test adds is a change."""
+
+    wall_step = 0.0
+    slept = 0.0
+
+    def watch(self) -> ClockWatch:
+        return ClockWatch(
+            lambda: time.monotonic() + self.slept + self.wall_step,
+            lambda: time.monotonic() + self.slept,
+            time.monotonic,
+        )
+
+
+class Fires:
+    """Counts its calls."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def __call__(self) -> None:
+        self.count += 1
+
+
+HOUR = timedelta(hours=1)
+
+
+def a_timer(clocks: Clocks, fires: Fires, due_in: timedelta) -> _Timer:
+    timer = _Timer(clocks.watch())
+    now = datetime.now(UTC)
+    timer.add_interval("agent", fires, every=HOUR, first=now + due_in, spread=timedelta(seconds=1))
+    timer.add_deadline(Fires(), now + HOUR)
+    timer.start()
+    return timer
+
+
+async def settled(timer: _Timer) -> datetime:
+    timer._aps.wakeup()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    due = timer.next_run("agent")
+    assert due is not None
+    return due
+
+
+@pytest.mark.parametrize("step", [-7200.0, -86_400 * 3650.0, -90.0, 7200.0, 86_400 * 21_900.0])
+async def test_a_step_of_the_clock_changes_no_agents_remaining_time(step: float) -> None:
+    clocks, fires = Clocks(), Fires()
+    timer = a_timer(clocks, fires, timedelta(minutes=10))
+    before = await settled(timer)
+    clocks.wall_step = step
+    after = await settled(timer)
+    expected = before + timedelta(seconds=step)
+    if expected <= datetime.now(UTC):  # this machine's clock did not really move, so it counts as overdue
+        assert timedelta(0) < after - datetime.now(UTC) <= timedelta(seconds=1)
+    else:
+        assert abs(after - expected) < timedelta(seconds=1)
+    assert fires.count == 0
+    await timer.aclose()
+
+
+async def test_what_came_due_during_a_sleep_runs_soon_after_it_once() -> None:
+    clocks, fires = Clocks(), Fires()
+    timer = _Timer(clocks.watch())
+    now = datetime.now(UTC)
+    timer.add_deadline(Fires(), now + HOUR)
+    timer.add_interval(
+        "agent", fires, every=HOUR, first=now - timedelta(hours=5), spread=timedelta(seconds=0.3)
+    )
+    clocks.slept = 5 * 3600.0
+    timer.start()
+    assert timedelta(0) < await settled(timer) - datetime.now(UTC) <= timedelta(seconds=0.3)
+    await seen(lambda: fires.count == 1)
+    assert timedelta(minutes=59) < await settled(timer) - datetime.now(UTC) <= HOUR
+    await timer.aclose()
+    assert fires.count == 1
+
+
+async def test_a_step_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    clocks = Clocks()
+    timer = a_timer(clocks, Fires(), timedelta(minutes=10))
+    clocks.wall_step = -3600.0
+    await settled(timer)
+    await settled(timer)
+    (record,) = [r for r in caplog.records if "the clock was set" in r.message]
+    assert round(record.__dict__["step_seconds"]) == -3600
+    await timer.aclose()
+
+
+# deadlines of proposals
+
+
+class ShortAgent(BaseAgent):
+    """Proposes something that soon expires."""
+
+    every = "1d"
+    lives: ClassVar[timedelta] = timedelta(seconds=0.5)
+
+    async def analyze(self) -> list[Proposal]:
+        until = datetime.now(UTC) + self.lives
+        return [
+            self.propose(
+                "short", "Soon over", explanation="", payload={}, fingerprint="short", expires_at=until
+            )
+        ]
+
+
+async def test_a_proposal_expires_by_a_timer_and_is_never_approved(settings: Settings) -> None:
+    scheduler = scheduler_of(settings, ShortAgent)
+    seen_statuses: list[ProposalStatus] = []
+    scheduler.events.subscribe(
+        lambda event: (
+            seen_statuses.append(event.proposal.status) if isinstance(event, ProposalChanged) else None
+        )
+    )
+    began = time.monotonic()
+    async with scheduler:
+        await seen(lambda: ProposalStatus.EXPIRED in seen_statuses)
+        assert scheduler.get_stats()["proposals"] == {"expired": 1}
+    assert seen_statuses == [ProposalStatus.PENDING, ProposalStatus.EXPIRED]
+    assert (
+        time.monotonic() - began < AT_LEAST_EVERY.total_seconds()
+    )  # by its own timer, not by the next round
+
+
+async def test_a_snoozed_proposal_wakes_by_a_timer(settings: Settings) -> None:
+    scheduler = scheduler_of(settings, CountingAgent)
+    ((made,),) = [result.proposals for result in await scheduler.run_once()]
+    async with open_runtime(settings, llm_config=MOCK) as runtime:
+        until = datetime.now(UTC) + timedelta(seconds=1)
+        await runtime.desk.snooze(int(made.id or 0), until, by="ana", via="cli")
+    assert scheduler.get_stats()["proposals"] == {"pending": 1}
+    async with scheduler:
+        await seen(lambda: scheduler.get_stats()["proposals"] == {"snoozed": 1})
+        await seen(lambda: scheduler.get_stats()["proposals"] == {"pending": 1})
+    assert datetime.now(UTC) >= until
