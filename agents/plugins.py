@@ -12,8 +12,8 @@ import stat
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import module_from_spec
 from pathlib import Path
 from traceback import walk_tb
 from types import CodeType, ModuleType
@@ -138,12 +138,11 @@ def _import(name: str, file: Path) -> ModuleType:
         parent = ModuleType(PREFIX)
         parent.__path__ = []
         sys.modules[PREFIX] = parent
-    places = [str(file.parent)] if file.name == "__init__.py" else None
     loader = _SourceOnly(name, str(file))
-    spec = spec_from_file_location(name, file, loader=loader, submodule_search_locations=places)
-    if spec is None:
-        msg = f"{file} is no Python module"
-        raise AgentLoadError(msg)
+    spec = ModuleSpec(name, loader, origin=str(file))
+    spec.has_location = True  # gives the module its __file__
+    if file.name == "__init__.py":
+        spec.submodule_search_locations = [str(file.parent)]
     module = module_from_spec(spec)
     sys.modules[name] = module  # before it runs, as dataclasses and relative imports need it
     try:

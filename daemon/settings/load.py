@@ -211,7 +211,10 @@ def _problems_of_agent(
     try:
         AgentConfig.from_table(name, table, kind)
     except AgentSettingsError as error:
-        return [sources.problem((*path, *_parts(key)), message) for key, message in error.problems]
+        return [
+            sources.problem((*path, *_parts(key)), message.removeprefix("Value error, "))
+            for key, message in error.problems
+        ]
     return []
 
 

@@ -61,7 +61,7 @@ def quiet(llm: Any = None) -> Quiet:
     ],
 )
 def test_an_agent_is_named_after_its_class(class_name: str, name: str) -> None:
-    made = type(class_name, (Quiet,), {})
+    made: type[BaseAgent] = type(class_name, (Quiet,), {})
     assert made.name == name
 
 

@@ -97,6 +97,11 @@ def test_the_built_in_agents_are_there_without_anything_else() -> None:
     assert registry.problems == ()
 
 
+def test_every_built_in_agent_can_be_loaded_by_its_name() -> None:
+    registry = AgentRegistry()
+    assert [registry.get(name).name for name in registry.names()] == ["matchmaker"]
+
+
 def test_a_plugin_folder_that_does_not_exist_has_no_agents(tmp_path: Path) -> None:
     registry = AgentRegistry(tmp_path / "nowhere")
     assert registry.names() == ("matchmaker",)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import csv
+import inspect
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -19,6 +21,10 @@ from agents.proposal import Evidence, Proposal, sha256_of
 from agents.testing import NOON, AgentContract, files_of, make_agent, run_agent
 from llm import LLMClient, LLMError, NoModel
 from llm.testing import ScriptedBackend
+from tests.test_docs.examples import examples_of
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "write-an-agent.md"
+CHECKS = [name for name in dir(AgentContract) if name.startswith("test_")]
 
 
 class PantrySettings(BaseModel):
@@ -38,7 +44,7 @@ class Pantry(BaseAgent):
 
     @property
     def file(self) -> Path:
-        return self.context.base_dir / self.settings.file
+        return self.context.base_dir / str(self.settings.file)
 
     async def analyze(self) -> list[Proposal]:
         last = (self.context.now() + timedelta(days=self.settings.days)).date()
@@ -173,6 +179,48 @@ def test_files_of_a_folder_are_all_but_the_hidden_ones(tmp_path: Path) -> None:
     assert files_of(tmp_path) == {"a.csv": b"a.csv", str(Path("sub/b.csv")): b"sub/b.csv"}
 
 
+async def documented() -> dict[str, Any]:
+    """What the examples of the documentation define."""
+    namespace: dict[str, Any] = {"__name__": "example"}
+    for example in examples_of(DOCUMENT, "python"):
+        flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        code = compile(example.code, str(example), "exec", flags, dont_inherit=True)
+        result = eval(code, namespace)
+        if inspect.isawaitable(result):
+            await result
+    return namespace
+
+
+@pytest.mark.parametrize("check", CHECKS)
+async def test_the_agent_of_the_documentation_keeps_the_contract(
+    check: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    suite = (await documented())["TestPantry"]()
+    await getattr(suite, check)(tmp_path / "suite")
+
+
+async def test_the_agent_of_the_documentation_undoes_nothing_that_was_changed_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    agent_cls = (await documented())["PantryAgent"]
+    file = tmp_path / "pantry.csv"
+    file.write_text("item,expires\nmilk,2026-01-03\n")
+    agent = make_agent(agent_cls, now=NOON, base_dir=tmp_path, data_dir=tmp_path / "data")
+    (made,) = await agent.analyze()
+    made = made.with_changes(id=1)
+    assert await agent.recheck(made) is None
+    applied = made.with_changes(undo_data=await agent.apply(made))
+    assert await agent.recheck(made) is not None
+    file.write_text("item,expires\nkale,2026-01-04\n")
+    with pytest.raises(UndoConflict):
+        await agent.undo(applied)
+    with pytest.raises(PreconditionFailed):
+        await agent.apply(made.with_changes(id=2))
+    assert file.read_text() == "item,expires\nkale,2026-01-04\n"
+
+
 # Agents that break the contract, each in one way, and the check that must notice.
 
 
@@ -231,7 +279,7 @@ class FallsOverWithTheModel(Pantry):
 
 
 class BelievesTheMock(Pantry):
-    model_decides = True  # type: ignore[assignment]
+    model_decides = True
 
 
 class ForgetsThatItApplied(Pantry):
@@ -306,7 +354,7 @@ async def test_the_suite_notices_an_agent_that_breaks_it(
         await getattr(suite, check)(tmp_path)
 
 
-@pytest.mark.parametrize("check", [name for name in dir(AgentContract) if name.startswith("test_")])
+@pytest.mark.parametrize("check", CHECKS)
 def test_every_check_of_the_suite_has_an_agent_that_breaks_it(check: str) -> None:
     assert check in {name for _, name, _ in BREACHES}
 
@@ -315,6 +363,17 @@ async def test_an_agent_that_only_tells_skips_what_is_about_applying(tmp_path: P
     suite = type("Suite", (PantryContract,), {"agent_cls": Told})()
     with pytest.raises(SkipTest, match="told proposes for information only"):
         await suite.test_what_is_undone_is_as_it_was(tmp_path)
+
+
+@pytest.mark.parametrize("check", [NO_MODEL, BROKEN_MODEL])
+async def test_an_agent_may_need_a_model_as_long_as_it_says_so(check: str, tmp_path: Path) -> None:
+    class Asks(Pantry):
+        async def analyze(self) -> list[Proposal]:
+            await self.use_llm("?")
+            return []
+
+    suite = type("Suite", (PantryContract,), {"agent_cls": Asks})()
+    await getattr(suite, check)(tmp_path)
 
 
 async def test_what_is_said_to_be_irreversible_is_not_undone(tmp_path: Path) -> None:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from daemon.commands.checks import ClockCheck, check_disk, check_folder, check_packages, check_port
 from daemon.render import safe
+from tests.support.fake_ollama import FakeOllama
 from tests.support.program import Ended, Program
 
 
@@ -174,3 +177,29 @@ def test_a_port_that_our_own_daemon_has_is_ok(garden: Program) -> None:
     assert done.code == 0, done
     assert f"Askfirst answers at 127.0.0.1:{port}" in message(done, "port")
     assert process.returncode == 0
+
+
+class Babbling(FakeOllama):
+    """An Ollama whose model is there and answers with prose, whatever form is asked for."""
+
+    def _chat(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        return super()._chat({**body, "format": None})
+
+
+async def test_a_model_that_gives_no_structured_answers_fails(garden: Program) -> None:
+    async with Babbling() as ollama:
+        done = await asyncio.to_thread(
+            garden.run, "doctor", "--json", LLM_BACKEND="ollama", OLLAMA_HOST=ollama.url
+        )
+    assert done.code == 1, done
+    assert (states(done)["model"], states(done)["structured answers"]) == ("ok", "fail")
+    assert "rules" in message(done, "structured answers")
+
+
+async def test_a_model_that_answers_as_asked_is_ok(garden: Program) -> None:
+    async with FakeOllama() as ollama:
+        done = await asyncio.to_thread(
+            garden.run, "doctor", "--json", LLM_BACKEND="auto", OLLAMA_HOST=ollama.url
+        )
+    assert (states(done)["model"], states(done)["structured answers"]) == ("ok", "ok"), done
+    assert "Ollama answers" in message(done, "model")

@@ -7,15 +7,17 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from agents.errors import AgentSettingsError
 from agents.proposal import Approvers
+from agents.registry import AgentRegistry
 from agents.schedule import FORMS
 from daemon.errors import ExitCode, SettingsError, SettingsProblem
 from daemon.settings import (
@@ -117,8 +119,15 @@ class TestFile:
         text = re.sub(r"^# (\w+ = )", r"\1", SHIPPED.read_text(encoding="utf-8"), flags=re.MULTILINE)
         return text.replace('"api_key"', f'"{SHIPPED}"')
 
+    @staticmethod
+    def matchmaker_fields() -> Mapping[str, FieldInfo]:
+        settings = AgentRegistry().get("matchmaker").Settings
+        assert settings is not None
+        return settings.model_fields
+
     def test_the_shipped_file_names_every_setting_but_the_key_itself(self, write: Write) -> None:
         settings = load_settings(write(self.with_everything_on()), {})
+        assert set(self.matchmaker_fields()) <= set(settings.agents["matchmaker"])
         keys = {(table, key) for table in SECTIONS for key in settings.sources.table[table]}
         assert {path[:2] for path in known_keys()} - keys == {
             ("llm", "api_key"),
@@ -146,6 +155,9 @@ class TestFile:
             left_out = value_of(Settings(), path)
             default = getattr(LLMConfig(), str(path[1])) if left_out is None else left_out
             assert value_of(on, path) == default, path
+        fields = self.matchmaker_fields()
+        for key in fields.keys() - {"folder", "database"}:
+            assert on.agents["matchmaker"][key] == fields[key].default, key
 
     def test_relative_paths_start_at_the_files_folder(self, write: Write, tmp_path: Path) -> None:
         path = write('[daemon]\ndata_dir = "state"\n[llm]\ncache_dir = "answers"\n')

@@ -226,9 +226,11 @@ def _limits(row: Row) -> frozenset[str]:
 def _transport(text: str, side: Side) -> Transport:
     words = set(plain_words(text))
     moves, stays = (_BRINGS, _FETCHES) if side == "offer" else (_FETCHES, _BRINGS)
-    if words & _CANNOT or words & stays:
-        return Transport.UNKNOWN if words & moves else Transport.STAYS
-    return Transport.MOVES if words & (moves | _CAN) else Transport.UNKNOWN
+    if words & _CANNOT:
+        return Transport.STAYS
+    if words & (moves | _CAN):
+        return Transport.MOVES
+    return Transport.STAYS if words & stays else Transport.UNKNOWN
 
 
 def expired(record: Record, now: datetime, zone: tzinfo) -> bool:
