@@ -71,7 +71,8 @@ class BaseAgent(ABC):
     async def apply(self, proposal: Proposal) -> Mapping[str, Any] | None:
         """Do what an approved proposal says, all of it or nothing.
 
-        It may be called again for the same proposal after a crash, and must then notice what is already
+        Without one of its own, an agent only informs: approving its proposal means "noted", and changes
+        nothing. It may be called again for the same proposal after a crash, and must then notice what is already
         done (`proposal.id` is the key) and return the same undo data.
 
         Returns:
@@ -81,8 +82,8 @@ class BaseAgent(ABC):
             PreconditionFailed: what it would change is no longer as it was; nothing was changed.
             AgentError: it cannot be done; nothing was changed.
         """
-        msg = f"the agent {self.name!r} proposes {proposal.kind!r} for information only: it has no apply()"
-        raise AgentError(msg)
+        del proposal
+        return None
 
     async def undo(self, proposal: Proposal) -> None:
         """Restore what `apply` changed, from `proposal.undo_data`, all of it or nothing; safe to call again.

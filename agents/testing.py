@@ -264,7 +264,7 @@ class AgentContract:
     async def _approved(self, tmp_path: Path) -> AsyncIterator[tuple[Proposal, Path]]:
         """Each proposal on its way to being applied, with a folder of its own to be applied in."""
         if self.agent_cls.apply is BaseAgent.apply:
-            msg = f"{self.agent_cls.name} proposes for information only: it has no apply()"
+            msg = f"{self.agent_cls.name} only informs: it has no apply()"
             raise SkipTest(msg)
         count = len(await self.proposals(self.fresh(tmp_path)))
         for number in range(1, count + 1):

@@ -23,7 +23,7 @@ if not TYPE_CHECKING:
         if name != "AgentScheduler":
             message = f"module 'daemon' has no attribute {name!r}"
             raise AttributeError(message)
-        from daemon.scheduler import AgentScheduler  # noqa: PLC0415
+        from daemon.scheduler import AgentScheduler  # noqa: PLC0415 - `import daemon` stays light
 
         return AgentScheduler
 

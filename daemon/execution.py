@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -16,12 +16,11 @@ from agents.proposal import Proposal, ProposalStatus
 from agents.schedule import format_duration
 from daemon.intake import MAX_ERROR, MAX_UNDO_BYTES, json_bytes, storable
 from daemon.ledger import Ledger
-from daemon.store.files import private_subfolder
 from daemon.store.locks import FileLock
 from llm import LLMError
 
 T = TypeVar("T")
-MakeAgent = Callable[[str], BaseAgent]
+MakeAgent = Callable[[str], Awaitable[BaseAgent]]
 """Makes an agent of that name for one decision; raises AgentError."""
 
 APPLY_LIMIT = timedelta(minutes=5)
@@ -40,7 +39,7 @@ def agent_lock(folder: Path, agent: str, purpose: str) -> FileLock:
     if not NAME_PATTERN.fullmatch(agent):
         msg = f"no agent can be called {agent!r}; 'askfirst agents list' shows those there are"
         raise AgentNotFound(msg)
-    return FileLock(private_subfolder(folder, "locks") / f"{agent}.{purpose}")
+    return FileLock(folder / "locks" / f"{agent}.{purpose}")
 
 
 def explain(error: BaseException) -> str:
@@ -111,7 +110,7 @@ class Executor:
         """Do what a crash interrupted, APPLYING or UNDOING, once more; what fails now needs attention."""
         undoing = proposal.status is _S.UNDOING
         try:
-            agent = self.make_agent(proposal.agent)
+            agent = await self.make_agent(proposal.agent)
         except AgentError as error:
             if undoing:
                 return await self.undo_failed(proposal, error)
@@ -148,7 +147,7 @@ class Executor:
             return None, error
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001 - an agent's sys.exit() must not stop the daemon
+        except BaseException as error:  # noqa: BLE001 - sys.exit() in an agent must not stop us
             if scope.expired():
                 limit = format_duration(self._limit)
                 return None, AgentError(f"it took longer than {limit} and was stopped")

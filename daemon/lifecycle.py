@@ -8,14 +8,18 @@ import logging
 import os
 import signal
 import socket
+import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import Any
 
 _log = logging.getLogger(__name__)
 
-HURRIED_LIMIT_S = 0.5
+HURRIED_LIMIT_S = 1.0
 """What a stage may still take after a second signal."""
+
+EXIT_LIMIT_S = 3.0
+"""How long what was left behind may keep the process alive after everything was closed."""
 
 NOTIFY_LIMIT_S = 1.0
 """How long systemd may leave our datagram waiting."""
@@ -101,6 +105,25 @@ class Lifecycle:
             await asyncio.wait({task}, timeout=min(limit, HURRIED_LIMIT_S))
         hurry.cancel()
         return task.done()
+
+
+def run_process(work: Coroutine[Any, Any, int]) -> int:
+    """Run the program in an event loop of its own and return its exit code.
+
+    Asyncio waits at the end for every task and every thread, also for an agent that ignores being cancelled
+    or a call that never returns. Here the process ends nevertheless, with the same code.
+    """
+    runner = asyncio.Runner()
+    code = 1
+    try:
+        code = int(runner.run(work))
+    finally:
+        guard = threading.Timer(EXIT_LIMIT_S, os._exit, (code,))
+        guard.daemon = True
+        guard.start()
+        runner.close()
+        guard.cancel()
+    return code
 
 
 def notify(state: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -37,15 +38,15 @@ class AgentMaker:
         self._llm = llm
         self._now = now
 
-    def config(self, name: str) -> AgentConfig:
+    async def config(self, name: str) -> AgentConfig:
         """How the agent is run.
 
         Raises:
             AgentError: there is no such agent, it cannot be loaded, or its table cannot work.
         """
-        return self._settings.agent_config(name, self._registry.get(name))
+        return self._settings.agent_config(name, await self._load(name))
 
-    def make(self, name: str, **context: Any) -> BaseAgent:
+    async def make(self, name: str, **context: Any) -> BaseAgent:
         """A new instance of the agent.
 
         Args:
@@ -55,7 +56,7 @@ class AgentMaker:
         Raises:
             AgentError: it cannot be made; the message says why.
         """
-        agent = self._registry.get(name)
+        agent = await self._load(name)
         config = self._settings.agent_config(name, agent)
         filled = AgentContext(
             llm=self._llm,
@@ -73,6 +74,16 @@ class AgentMaker:
         except Exception as error:  # an agent's constructor is code of its own and may raise anything
             msg = f"the agent {name!r} cannot be made: {type(error).__name__}: {error}"
             raise AgentError(msg) from error
+
+    async def _load(self, name: str) -> type[BaseAgent]:
+        # In a thread: the first time, modules are read from the disk.
+        return await asyncio.to_thread(_loaded, self._registry, name)
+
+
+def _loaded(registry: AgentRegistry, name: str) -> type[BaseAgent]:
+    import structlog  # noqa: F401, PLC0415 - for `_log_of`, which runs on the loop
+
+    return registry.get(name)
 
 
 def _log_of(agent: str, run_id: str) -> Any:

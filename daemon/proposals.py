@@ -289,7 +289,7 @@ class ProposalDesk:
         return await self._decide(ask, "approve", decisions.WAITING, change)
 
     async def _edit(self, ask: _Ask, changes: Mapping[str, Any]) -> Proposal:
-        agent = self._executor.make_agent((await self._store.get(ask.proposal_id)).agent)
+        agent = await self._executor.make_agent((await self._store.get(ask.proposal_id)).agent)
 
         async def change(page: Page, proposal: Proposal, words: dict[str, str]) -> Proposal:
             payload = decisions.edited_payload(agent, proposal, changes)
@@ -340,7 +340,7 @@ class ProposalDesk:
     async def _with_agent(self, proposal_id: int) -> AsyncIterator[BaseAgent]:
         """The proposal's agent, while nobody else carries out anything for it."""
         name = (await self._store.get(proposal_id)).agent
-        agent = self._executor.make_agent(name)
+        agent = await self._executor.make_agent(name)
         try:
             async with self._executor.exclusively(name, _BUSY_WAIT):
                 yield agent

@@ -11,10 +11,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from agents.base import BaseAgent
 from agents.config import AgentConfig
@@ -30,6 +30,7 @@ from daemon.maker import AgentMaker
 from daemon.outcome import RunUnderWay
 from daemon.proposals import ProposalDesk
 from daemon.store.locks import LockBusy
+from daemon.store.uncancelled import finished
 from llm import LLMError
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ MAX_CRASHES = 3
 STOP_SECONDS = 2.0
 """How long an agent may take to end after it was told to stop; then it is left behind."""
 
-T = TypeVar("T")
 _PROBLEMS_SHOWN = 3
 _log = logging.getLogger(__name__)
 
@@ -97,13 +97,13 @@ class Runner:
             await self._desk.expire_due()
             run = RunUnderWay.of(agent_name, trigger, self._now())
             try:
-                config = self._maker.config(agent_name)
+                config = await self._maker.config(agent_name)
                 async with self._alone(run, config):
                     await self._work(run, config)
-                    return await _to_the_end(self._record(run, config))
+                    return await finished(self._record(run, config))
             except (AgentError, LockBusy) as error:
                 run.end(RunOutcome.FAILED, explain(error))
-            return await _to_the_end(self._record(run, AgentConfig(name=agent_name)))
+            return await finished(self._record(run, AgentConfig(name=agent_name)))
 
     @asynccontextmanager
     async def _alone(self, run: RunUnderWay, config: AgentConfig) -> AsyncIterator[None]:
@@ -115,23 +115,23 @@ class Runner:
         """
         lock = agent_lock(self._database.path.parent, run.agent, "run")
         async with lock.held(config.timeout.total_seconds()) as mark:
-            crashes = _read_crashes(mark)
+            crashes = await asyncio.to_thread(_read_crashes, mark)
             if crashes >= MAX_CRASHES and run.trigger == "schedule":
                 msg = (
                     f"not run: its last {crashes} runs ended with the whole program; read the log, mend it, "
                     f"then run it by hand: askfirst --once --agent {run.agent}"
                 )
                 raise AgentError(msg)
-            _write_crashes(mark, crashes + 1)
             try:
+                await asyncio.to_thread(_write_crashes, mark, crashes + 1)
                 yield
             finally:
-                _write_crashes(mark, 0)
+                await finished(asyncio.to_thread(_write_crashes, mark, 0))
 
     async def _work(self, run: RunUnderWay, config: AgentConfig) -> None:
         """Let the agent look and think, within its time; what comes of it is in `run`."""
         waiting = await self._proposals.open_for(run.agent)
-        agent = self._maker.make(
+        agent = await self._maker.make(
             run.agent, run_id=run.run_id, open_proposals=waiting, calls=run.calls, notes=run.notes
         )
         task = asyncio.ensure_future(_caught(_look(agent, run)))
@@ -140,7 +140,7 @@ class Runner:
         except asyncio.CancelledError:
             run.end(RunOutcome.CANCELLED, "it was stopped before it had finished")
             await self._stop(task, run)
-            await _to_the_end(self._record(run, config))
+            await finished(self._record(run, config))
             raise
         if not task.done():
             limit = format_duration(config.timeout)
@@ -151,7 +151,7 @@ class Runner:
 
     async def _stop(self, task: asyncio.Task[Any], run: RunUnderWay) -> None:
         task.cancel()
-        await _to_the_end(_wait(task))
+        await finished(_wait(task))
         if not task.done():
             self._left_behind.add(task)
             task.add_done_callback(self._left_behind.discard)
@@ -168,7 +168,7 @@ class Runner:
     async def _record(self, run: RunUnderWay, config: AgentConfig) -> RunResult:
         """Write down everything in one transaction, then tell everybody."""
         now = self._now()
-        run.calls = [fit_call(call) for call in run.calls if isinstance(call, ModelCall)]
+        run.calls = _fit_calls(run.calls)
         candidates, left_out = await self._candidates(run, config, now)
         changes: list[Event] = []
         async with self._database.write() as connection:
@@ -245,11 +245,9 @@ async def _wait(task: asyncio.Task[Any]) -> None:
     await asyncio.wait({task}, timeout=STOP_SECONDS)
 
 
-async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Whatever is cancelled meanwhile: a run that has ended must be recorded."""
-    from daemon.store.engine import finished  # noqa: PLC0415 - loads SQLAlchemy
-
-    return await finished(work)
+def _fit_calls(calls: Iterable[Any]) -> list[ModelCall]:
+    """Those that can be kept: the agent's code could have put anything there."""
+    return [fit_call(call) for call in calls if isinstance(call, ModelCall)]
 
 
 def _completed(proposal: Proposal, config: AgentConfig, now: datetime) -> Proposal:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from agents.base import BaseAgent
@@ -90,7 +92,8 @@ async def open_runtime(
         AgentLoadError: a class in `agents` is no agent.
         LLMError: the model's settings cannot work.
     """
-    from daemon.store.engine import Database  # noqa: PLC0415 - loads SQLAlchemy, 0.2 s of CPU
+    await asyncio.to_thread(import_module, "daemon.store.runs")  # loads SQLAlchemy: 0.2 s of CPU
+    from daemon.store.engine import Database  # noqa: PLC0415
     from daemon.store.proposals import ProposalStore  # noqa: PLC0415
     from daemon.store.runs import RunStore  # noqa: PLC0415
 

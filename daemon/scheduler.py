@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 30.0
 """The clocks are compared at least this often: the loop's timers stand still while the machine sleeps."""
 
-RECOVERY_WAIT_S = 20.0
+RECOVERY_WAIT_S = 5.0
 """So long the start waits for what a crash left half-way."""
 
 LONGEST_INTERVAL = timedelta(days=36_500)
@@ -184,10 +184,12 @@ class AgentScheduler:
         if self._stack is None:
             return
         self.hold()
-        left = await self._crew.finish(self.settings.daemon.stop_grace.total_seconds())
-        if left:
-            _log.warning("runs were left behind: they ignore being cancelled", extra={"agents": left})
-        await self._close()
+        try:
+            left = await self._crew.finish(self.settings.daemon.stop_grace.total_seconds())
+            if left:
+                _log.warning("runs were left behind: they ignore being cancelled", extra={"agents": left})
+        finally:  # an open database would keep the process alive
+            await self._close()
 
     def get_stats(self) -> dict[str, Any]:
         """What the scheduler does and did, as plain data; times are UTC in ISO 8601."""
@@ -237,13 +239,19 @@ class AgentScheduler:
 
     async def _recover(self, runtime: Runtime) -> None:
         """Finish what a crash left half-way; an agent that takes long over it does not hold up the start."""
-        work = asyncio.create_task(runtime.desk.recover(), name="recovery")
-        await asyncio.wait({work}, timeout=RECOVERY_WAIT_S)
-        if not work.done():
+        self._recovery = asyncio.create_task(self._finish_interrupted(runtime), name="recovery")
+        _, unfinished = await asyncio.wait({self._recovery}, timeout=RECOVERY_WAIT_S)
+        if unfinished:
             _log.warning("a change that a crash interrupted is still being finished; going on meanwhile")
-            self._recovery = work
+
+    @staticmethod
+    async def _finish_interrupted(runtime: Runtime) -> None:
+        try:
+            finished = await runtime.desk.recover()
+        except DaemonError as error:
+            _log.warning("what a crash interrupted cannot be finished now: %s", error)
             return
-        for proposal in work.result():
+        for proposal in finished:
             _log.info("finished what a crash interrupted", extra={"proposal": proposal.id})
 
     async def _schedule(self, runtime: Runtime) -> None:

@@ -101,7 +101,7 @@ if not TYPE_CHECKING:
         if name not in _HOMES:
             message = f"module 'llm' has no attribute {name!r}"
             raise AttributeError(message)
-        from importlib import import_module  # noqa: PLC0415
+        from importlib import import_module  # noqa: PLC0415 - `import llm` stays light
 
         value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value

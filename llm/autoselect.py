@@ -153,7 +153,8 @@ async def _mlx(values: Values, hints: Sequence[str], *, here: bool) -> Selection
     if isinstance(found, _Passed) or found.config is None:
         return found
     model = found.config.model
-    when = "is there" if is_local(model) else "is fetched at the first call"
+    local = await asyncio.to_thread(is_local, model)
+    when = "is there" if local else "is fetched at the first call"
     return replace(found, reason=f"This is Apple silicon with mlx-lm, and {model} {when}, so that is used.")
 
 

@@ -1,14 +1,29 @@
-"""What every test gets: an environment of its own, in which nothing of the developer's machine shows."""
+"""What every test gets: an environment of its own, and a loop that nothing of ours may block."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from blockbuster import blockbuster_ctx
 
 # Nobody listens there, so that a developer's own Ollama never answers a test by chance.
 NOBODY = "http://127.0.0.1:1"
+
+# What only tests use may look at files where it stands.
+TWINS = ["llm.testing", "agents.testing"]
+
+# Done once, before the loop has anything else to do: finding plugins and looking whether a model is there.
+# The response cache reads on the loop on purpose: a thread hop costs several times the query.
+ALLOWED = {
+    "llm/registry.py": ("backend_names", "backend_class"),
+    "agents/registry.py": ("_installed", "_plugins"),
+    "llm/backends/llamacpp.py": ("_checked",),
+    "llm/backends/mlx.py": ("_source",),
+    "llm/stores/sqlite.py": ("get",),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -23,3 +38,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
         monkeypatch.setenv(name, str(home / name.lower()))
     monkeypatch.setenv("OLLAMA_HOST", NOBODY)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop() -> Iterator[None]:
+    """A call of ours that blocks the event loop (a file, a socket, a sleep) raises `BlockingError`."""
+    with blockbuster_ctx(scanned_modules=["llm", "agents", "daemon"], excluded_modules=TWINS) as guard:
+        for function in guard.functions.values():
+            for file, names in ALLOWED.items():
+                function.can_block_in(file, names)
+        yield

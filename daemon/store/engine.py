@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from sqlalchemy import URL, event
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,8 +25,7 @@ from daemon.store.sqlite import (
     set_up_reader,
     set_up_writer,
 )
-
-T = TypeVar("T")
+from daemon.store.uncancelled import Undisturbed, finished
 
 OPEN_SECONDS = 60.0
 """How long `open` waits for another program that is making or migrating the same database."""
@@ -39,37 +38,6 @@ _COMMITTED = "the transaction was committed before the cancellation took effect"
 def was_committed(cancelled: asyncio.CancelledError) -> bool:
     """Whether a `Database.write` that ended with this cancellation had committed all the same."""
     return _COMMITTED in cancelled.args
-
-
-class Undisturbed:
-    """Awaits work to its end even if cancelled meanwhile.
-
-    Attributes:
-        cancelled: whether that happened; whoever uses this must raise it afterwards.
-    """
-
-    def __init__(self) -> None:
-        self.cancelled = False
-
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of `work`, or what it raised."""
-        task = asyncio.ensure_future(work)
-        while not task.done():
-            try:
-                await asyncio.wait({task})
-            except asyncio.CancelledError:
-                self.cancelled = True
-        return task.result()
-
-
-async def finished(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work` to its end even if cancelled meanwhile; the cancellation is raised after it."""
-    undisturbed = Undisturbed()
-    try:
-        return await undisturbed.run(work)
-    finally:
-        if undisturbed.cancelled:
-            raise asyncio.CancelledError
 
 
 class Database:
@@ -113,7 +81,7 @@ class Database:
         except OSError as error:
             msg = f"{error.filename or path} cannot be used: {error.strerror}; check who owns it and the disk"
             raise StoreError(msg) from error
-        return cls(path, instance)
+        return await asyncio.to_thread(cls, path, instance)  # SQLAlchemy looks up the path
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:

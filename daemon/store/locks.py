@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from daemon.store.files import open_private
+from daemon.store.files import open_private, private_subfolder
+from daemon.store.uncancelled import Undisturbed
 
 _SHORTEST_WAIT = 0.001
 _LONGEST_WAIT = 0.02
@@ -24,7 +25,8 @@ class FileLock:
     """One lock file. Every `held` opens it anew, so two holders in one process exclude each other too.
 
     Args:
-        path: the lock file, made when first needed; it is never deleted, since that would split the lock.
+        path: the lock file, made when first needed, and its folder too; it is never deleted, since that would
+            split the lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,12 +43,20 @@ class FileLock:
             LockBusy: it could not be had in time.
             StoreError: the file cannot be opened.
         """
-        descriptor = open_private(self.path)
+        descriptor = await self._open()
         try:
             await self._wait(descriptor, limit)
             yield descriptor
         finally:
             os.close(descriptor)
+
+    async def _open(self) -> int:
+        undisturbed = Undisturbed()
+        descriptor = await undisturbed.run(asyncio.to_thread(_opened, self.path))
+        if undisturbed.cancelled:
+            os.close(descriptor)
+            raise asyncio.CancelledError
+        return descriptor
 
     async def _wait(self, descriptor: int, limit: float) -> None:
         clock = asyncio.get_running_loop().time
@@ -59,6 +69,12 @@ class FileLock:
             # Polled, because a thread that waits in flock() can neither be cancelled nor timed out.
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - spreads waiters, hides nothing
             pause = min(2 * pause, _LONGEST_WAIT)
+
+
+def _opened(path: Path) -> int:
+    if not path.parent.is_dir():
+        private_subfolder(path.parent.parent, path.parent.name)
+    return open_private(path)
 
 
 def _try(descriptor: int) -> bool:

@@ -66,8 +66,7 @@ class SqliteResponseStore:
     """
 
     def __init__(self, cache_dir: str | Path, *, max_bytes: int = MAX_BYTES) -> None:
-        # Path.expanduser raises where there is no home.
-        self.path = Path(os.path.expanduser(cache_dir)) / FILE_NAME  # noqa: PTH111
+        self.path = Path(os.path.expanduser(cache_dir)) / FILE_NAME  # noqa: PTH111 - Path.expanduser raises where there is no home
         self._max_bytes = max_bytes
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llm-cache")
         self._pending: deque[StoredReply] = deque()

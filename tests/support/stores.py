@@ -77,12 +77,10 @@ class LedgerAgent(BaseAgent):
 
     async def apply(self, proposal: Proposal) -> dict[str, Any] | None:
         trouble = proposal.payload.get("trouble", "")
-        while trouble == "waits" and not self.go.exists():
+        while trouble == "waits" and not await asyncio.to_thread(lambda: self.go.exists()):
             await asyncio.sleep(0.005)
         await _make(trouble)
-        mark, lines = f"{proposal.id} ", self.lines()
-        if not any(line.startswith(mark) for line in lines):
-            self._replace([*lines, f"{mark}{proposal.payload['text']}"])
+        await asyncio.to_thread(self._add, f"{proposal.id} ", proposal.payload["text"])
         return {"number": proposal.id} if trouble != "nothing to undo" else None
 
     async def undo(self, proposal: Proposal) -> None:
@@ -90,7 +88,15 @@ class LedgerAgent(BaseAgent):
         if proposal.payload.get("trouble") == "conflict":
             msg = "the line was changed since"
             raise UndoConflict(msg)
-        self._replace([line for line in self.lines() if not line.startswith(f"{proposal.id} ")])
+        await asyncio.to_thread(self._remove, f"{proposal.id} ")
+
+    def _add(self, mark: str, words: str) -> None:
+        lines = self.lines()
+        if not any(line.startswith(mark) for line in lines):
+            self._replace([*lines, f"{mark}{words}"])
+
+    def _remove(self, mark: str) -> None:
+        self._replace([line for line in self.lines() if not line.startswith(mark)])
 
     def _replace(self, lines: Sequence[str]) -> None:
         draft = self.file.with_suffix(".new")
@@ -154,6 +160,11 @@ def settings_in(folder: Path, **agents: dict[str, Any]) -> Settings:
     return Settings(daemon=DaemonSettings(data_dir=folder / "data"), base_dir=folder, agents=agents)
 
 
+async def settings_for(folder: Path, **agents: dict[str, Any]) -> Settings:
+    """As `settings_in`, from within a loop, which looking up paths would block."""
+    return await asyncio.to_thread(settings_in, folder, **agents)
+
+
 @dataclass
 class Bench:
     """A database with everything that writes to it."""
@@ -214,12 +225,14 @@ async def bench(
     time = Clock() if clock is None else clock
     data = folder / "data"
 
-    def ledger(name: str) -> BaseAgent:
+    async def make(name: str) -> BaseAgent:
+        if make_agent is not None:
+            return make_agent(name)
         return LedgerAgent(AgentContext(data_dir=data / "agents" / name))
 
     db = await Database.open(data / "askfirst.sqlite3")
     store = ProposalStore(db)
-    made = ProposalDesk(store, db, make_agent or ledger, events, time, **desk)
+    made = ProposalDesk(store, db, make, events, time, **desk)
     all_of_it = Bench(db, store, RunStore(db), made, time)
     events.subscribe(all_of_it.events.append)
     try:

@@ -7,12 +7,16 @@ import logging
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from daemon.lifecycle import HURRIED_LIMIT_S, Lifecycle, notify
+from daemon.lifecycle import EXIT_LIMIT_S, HURRIED_LIMIT_S, Lifecycle, notify, run_process
+
+ROOT = Path(__file__).parents[2]
 
 
 async def until(lifecycle: Lifecycle) -> None:
@@ -160,3 +164,62 @@ def test_a_systemd_that_is_gone_is_logged_and_harms_nothing(
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone.sock"))
     assert not notify("READY=1")
     assert "could not be told 'READY=1'" in caplog.text
+
+
+STRAGGLERS = {
+    "nobody": "pass",
+    "a task that ignores being cancelled": """
+        async def stubborn():
+            while True:
+                try:
+                    await asyncio.sleep(3600)
+                except asyncio.CancelledError:
+                    pass
+        global task
+        task = asyncio.create_task(stubborn())
+        await asyncio.sleep(0)
+    """,
+    "a thread that never returns": """
+        global task
+        task = asyncio.create_task(asyncio.to_thread(time.sleep, 3600))
+        await asyncio.sleep(0.1)
+    """,
+}
+
+PROGRAM = """
+import asyncio, sys, time
+from daemon.lifecycle import run_process
+
+async def main():
+    try:
+        {straggler}
+    finally:
+        print("closed", flush=True)
+    return 7
+
+sys.exit(run_process(main()))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("straggler", STRAGGLERS)
+def test_the_process_ends_with_its_code_whoever_is_left_behind(straggler: str) -> None:
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(straggler=STRAGGLERS[straggler].strip())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (7, "closed\n"), done.stderr
+    assert time.monotonic() - began < EXIT_LIMIT_S + 20
+
+
+def test_a_program_that_ends_by_an_error_shows_it() -> None:
+    async def fail() -> int:
+        raise OSError("disk is gone")
+
+    with pytest.raises(OSError, match="disk is gone"):
+        run_process(fail())

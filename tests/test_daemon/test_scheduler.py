@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sqlite3
 import time
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,9 +19,9 @@ from agents.proposal import Proposal, ProposalStatus
 from daemon import AgentScheduler
 from daemon.clock import ClockWatch
 from daemon.deadlines import AT_LEAST_EVERY
-from daemon.errors import DaemonError
+from daemon.errors import DaemonError, StoreError
 from daemon.events import ProposalChanged, RunFinished, RunOutcome
-from daemon.runtime import open_runtime
+from daemon.runtime import DATABASE, open_runtime
 from daemon.scheduler import IntervalTrigger, _Timer
 from daemon.settings import DaemonSettings, Settings
 from llm import LLMConfig
@@ -180,6 +182,30 @@ async def test_a_cancelled_run_once_leaves_recorded_runs_behind(settings: Settin
     assert WaitingAgent.running == 0
     async with open_runtime(settings, llm_config=MOCK) as runtime:
         assert [run.outcome for run in await runtime.runs.list()] == [RunOutcome.CANCELLED]
+
+
+async def test_without_settings_those_of_the_usual_places_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "askfirst.toml").write_text('[daemon]\ndata_dir = "../mine"\n')
+    monkeypatch.chdir(tmp_path)
+    (result,) = await AgentScheduler(MOCK, [CountingAgent]).run_once()
+    assert result.outcome is RunOutcome.SUCCEEDED
+    assert (tmp_path / "mine" / DATABASE).exists()
+
+
+async def test_a_database_that_breaks_is_raised_and_not_taken_for_a_result(settings: Settings) -> None:
+    class BreakingAgent(BaseAgent):
+        """Damages the database while it runs."""
+
+        async def analyze(self) -> list[Proposal]:
+            with closing(sqlite3.connect(settings.daemon.data_dir / DATABASE)) as connection:
+                connection.execute("alter table runs rename to away")
+            return []
+
+    with pytest.raises(StoreError):
+        await scheduler_of(settings, BreakingAgent, FailingAgent).run_once("breaking")
 
 
 def test_one_scheduler_serves_one_event_loop_after_another(settings: Settings) -> None:
@@ -347,6 +373,65 @@ async def test_an_agent_whose_settings_cannot_work_does_not_stop_the_others(tmp_
         assert "every" in stats["failing"]["problem"]
         assert stats["failing"]["next_run"] is None
         assert stats["counting"]["next_run"] is not None
+
+
+# after a crash
+
+
+class SlowlyApplyingAgent(CountingAgent):
+    """Applies when a test lets it."""
+
+    every = "300d"
+    begun: ClassVar[asyncio.Event]
+    go: ClassVar[asyncio.Event]
+
+    async def apply(self, proposal: Proposal) -> None:
+        self.begun.set()
+        await self.go.wait()
+
+
+async def cut_off_while_applying(settings: Settings) -> int:
+    """Leave a proposal in the middle of its apply, as a crash does."""
+    SlowlyApplyingAgent.begun, SlowlyApplyingAgent.go = asyncio.Event(), asyncio.Event()
+    async with open_runtime(settings, llm_config=MOCK, agents=[SlowlyApplyingAgent]) as runtime:
+        (made,) = (await runtime.runner.run("slowly_applying")).proposals
+        number = int(made.id or 0)
+        approval = asyncio.create_task(runtime.desk.approve(number, by="ana", via="cli"))
+        await seen(SlowlyApplyingAgent.begun.is_set)
+    await asyncio.gather(approval, return_exceptions=True)
+    return number
+
+
+async def status_of(settings: Settings, number: int) -> ProposalStatus:
+    async with open_runtime(settings, with_llm=False) as runtime:
+        return (await runtime.proposals.get(number)).status
+
+
+async def test_what_a_crash_left_half_way_is_finished_at_the_start(settings: Settings) -> None:
+    number = await cut_off_while_applying(settings)
+    assert await status_of(settings, number) is ProposalStatus.APPLYING
+    SlowlyApplyingAgent.go.set()
+    async with scheduler_of(settings, SlowlyApplyingAgent):
+        assert await status_of(settings, number) is ProposalStatus.APPLIED
+
+
+async def test_an_apply_that_takes_long_does_not_hold_up_the_start(
+    settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = await cut_off_while_applying(settings)
+    async with scheduler_of(settings, SlowlyApplyingAgent) as scheduler:
+        assert scheduler.running
+        assert "still being finished" in caplog.text
+        SlowlyApplyingAgent.go.set()
+        await seen(lambda: scheduler.get_stats()["proposals"] == {"applied": 1})
+    assert await status_of(settings, number) is ProposalStatus.APPLIED
+
+
+async def test_a_stop_during_a_long_recovery_leaves_it_to_the_next_start(settings: Settings) -> None:
+    number = await cut_off_while_applying(settings)
+    async with scheduler_of(settings, SlowlyApplyingAgent):
+        pass
+    assert await status_of(settings, number) is ProposalStatus.APPLYING
 
 
 # due times

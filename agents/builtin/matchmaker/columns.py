@@ -9,7 +9,18 @@ from agents.builtin.matchmaker.text import plain_words
 from agents.errors import SourceError
 
 Field = Literal[
-    "id", "item", "quantity", "unit", "place", "from", "until", "times", "dietary", "person", "transport", "notes"
+    "id",
+    "item",
+    "quantity",
+    "unit",
+    "place",
+    "from",
+    "until",
+    "times",
+    "dietary",
+    "person",
+    "transport",
+    "notes",
 ]
 
 HEADINGS: dict[Field, tuple[str, ...]] = {

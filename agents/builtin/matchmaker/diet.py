@@ -8,17 +8,6 @@ from dataclasses import dataclass
 from agents.builtin.matchmaker.text import plain, plain_words
 from agents.builtin.matchmaker.vocabulary import Vocabulary, vocabulary
 
-# Words round a limit or a content that say nothing more than that it is one.
-_FILLERS = frozenset(
-    "a an the and of to from for is are in may contain contains containing traces trace possible allergy allergies allergic "
-    "intolerant intolerance diet food only please person with el la los las de del al y e es son con puede contener contiene "
-    "trazas alergia alergias alergico alergica intolerante intolerancia dieta comida solo persona personas apto para kids "
-    "children ninos".split()
-)
-_NEGATIONS = frozenset("no not without sin libre ni non".split())
-_END_OF_NEGATION = frozenset("but with con contains contiene pero has tiene lleva".split())
-_NOTHING = frozenset({"none", "nothing", "nada", "ninguno", "ninguna", "n a"})
-
 
 class UnknownLimit(ValueError):
     """A dietary limit that is not understood, so that nothing can be said to be safe."""
@@ -88,7 +77,9 @@ def parse_limits(text: str) -> frozenset[str]:
     limits: set[str] = set()
     for part in _parts(text):
         reading = _read(part)
-        found = reading.labels | {f"no {content}" for content in reading.contents | reading.negated | reading.partly}
+        found = reading.labels | {
+            f"no {content}" for content in reading.contents | reading.negated | reading.partly
+        }
         if not found or reading.doubtful:
             known = ", ".join(sorted(vocabulary().limits))
             msg = f"the limit {part.strip()!r} is not understood; known are {known}, or the name of an allergen such as sesame"
@@ -109,7 +100,7 @@ def parse_contents(text: str) -> Contents:
     complete = False
     for part in _parts(text):
         reading = _read(part)
-        complete = complete or " ".join(plain_words(part)) in _NOTHING
+        complete = complete or " ".join(plain_words(part)) in words.words["diet_nothing"]
         present |= reading.contents
         if not reading.doubtful:
             absent |= reading.negated
@@ -133,6 +124,7 @@ def _parts(text: str) -> list[str]:
 def _read(part: str) -> _Part:
     """Labels and contents of one part."""
     words, tokens = vocabulary(), plain_words(part)
+    known = words.words
     labels, contents, negated, partly = set[str](), set[str](), set[str](), set[str]()
     denied = doubtful = False
     at = 0
@@ -145,9 +137,9 @@ def _read(part: str) -> _Part:
         elif kind:
             absent = negated if kind == "content" else partly
             (absent if denied or after == ["free"] else contents).add(name)
-        elif tokens[at] in _NEGATIONS | _END_OF_NEGATION:
-            denied = tokens[at] in _NEGATIONS
-        elif tokens[at] != "free" and tokens[at] not in _FILLERS:
+        elif tokens[at] in known["diet_negations"] | known["diet_negation_ends"]:
+            denied = tokens[at] in known["diet_negations"]
+        elif tokens[at] != "free" and tokens[at] not in known["diet_fillers"]:
             doubtful = True
         at += max(length, 1)
     return _Part(frozenset(labels), frozenset(contents), frozenset(negated), frozenset(partly), doubtful)

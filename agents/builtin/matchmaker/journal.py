@@ -149,7 +149,8 @@ def recover(folder: Path, names: Sequence[str]) -> bool:
 
 def _journal_text(changes: Sequence[Change]) -> str:
     files = {
-        change.name: {"old": _hash(change.old), "new": _hash(change.new), "content": change.new} for change in changes
+        change.name: {"old": _hash(change.old), "new": _hash(change.new), "content": change.new}
+        for change in changes
     }
     return json.dumps({"version": 1, "files": files}, ensure_ascii=False, indent=1)
 
@@ -193,7 +194,9 @@ def _stage(path: Path, text: str | None) -> Path | None:
         return None
     target = path.resolve()
     staged = target.with_name(_STAGED.format(target.name))
-    with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb") as file:
+    with os.fdopen(
+        os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb"
+    ) as file:
         file.write(text.encode("utf-8"))
         file.flush()
         _keep_owner_and_mode(file.fileno(), target)

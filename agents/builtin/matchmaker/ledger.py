@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from decimal import Decimal
-from typing import Self
+from decimal import Decimal, InvalidOperation
+from typing import Any, Self
 
 from agents.builtin.matchmaker.payload import MatchPayload
-from agents.builtin.matchmaker.quantities import BadQuantity, parse_quantity
+from agents.builtin.matchmaker.quantities import number_text
 from agents.builtin.matchmaker.records import Record, Side
-from agents.builtin.matchmaker.units import written
-from agents.errors import AgentError, PreconditionFailed
+from agents.errors import AgentError, PreconditionFailed, UndoConflict
 from agents.proposal import Proposal, sha256_of
 
 
@@ -90,17 +89,24 @@ class MatchRow:
     need_after: str
 
     @classmethod
-    def of(cls, order: Order, before: tuple[str, str], after: tuple[str, str]) -> Self:
-        """The row of an order; `before` and `after` are the quantities of offer and need as they stand."""
+    def of(cls, order: Order, before: tuple[str, str], after: tuple[str, str], mark: str = ".") -> Self:
+        """The row of an order.
+
+        Args:
+            order: what happens.
+            before: the quantities of offer and need, exactly as they stand.
+            after: what becomes of them.
+            mark: the decimal mark to write quantities with.
+        """
         payload = order.payload
         return cls(
             proposal=order.key,
             offer=payload.offer_id,
             need=payload.need_id,
             item=payload.item,
-            quantity=written(payload.quantity),
+            quantity=number_text(payload.quantity, mark),
             unit=payload.unit,
-            offer_quantity=written(payload.offer_quantity),
+            offer_quantity=number_text(payload.offer_quantity, mark),
             offer_unit=payload.offer_unit,
             place=payload.place,
             when=payload.when,
@@ -118,9 +124,10 @@ class MatchRow:
 
     def taken(self, side: Side) -> Decimal:
         """How much it took from the offer or the need, in that record's unit; 0 when it cannot be read."""
+        text = self.offer_quantity if side == "offer" else self.quantity
         try:
-            return parse_quantity(self.offer_quantity if side == "offer" else self.quantity).value
-        except BadQuantity:
+            return Decimal(text.strip().replace(",", "."))
+        except InvalidOperation:
             return Decimal(0)
 
     def before(self, side: Side) -> str:
@@ -154,7 +161,9 @@ def pair_hash(offer: Record, need: Record) -> str:
     return sha256_of(offer.identity, need.identity)
 
 
-def refusal(payload: MatchPayload, precondition: str | None, offer: Record | None, need: Record | None) -> str | None:
+def refusal(
+    payload: MatchPayload, precondition: str | None, offer: Record | None, need: Record | None
+) -> str | None:
     """Why a match cannot be applied to these rows; None when it can."""
     for record, side, record_id in ((offer, "offer", payload.offer_id), (need, "need", payload.need_id)):
         if record is None:
@@ -183,3 +192,36 @@ def require(order: Order, offer: Record | None, need: Record | None) -> tuple[Re
         msg = f"{reason}; nothing was changed, the next run proposes anew"
         raise PreconditionFailed(msg)
     return offer, need
+
+
+def require_undoable(
+    record: Record | None, kept: Mapping[str, Any], matches: Iterable[MatchRow], side: Side, where: str
+) -> Record:
+    """The record, when giving its quantity back restores it.
+
+    Args:
+        record: the record as it is now, None when it is gone.
+        kept: what `apply` left about it.
+        matches: every row of matches as it is now.
+        side: offer or need.
+        where: the file or table, for errors.
+
+    Raises:
+        UndoConflict: somebody changed it in between; other matches of it do not count.
+    """
+    if record is None:
+        msg = f"{where}: the row {kept['id']} is gone or cannot be read any more; nothing was changed"
+        raise UndoConflict(msg)
+    if record.identity != kept["identity"]:
+        msg = (
+            f"{where}: the row {kept['id']} ({record.locator}) was changed since the match; nothing was changed. "
+            f"The match had left it as: {kept['after']}"
+        )
+        raise UndoConflict(msg)
+    if total(record.quantity, matches, side, record.id) != Decimal(kept["total"]):
+        msg = (
+            f"{where}: the quantity of {record.id} ({record.locator}) was changed by hand since the match, to "
+            f"{record.unit.of(record.quantity)}; nothing was changed. Put it right by hand, and delete the row of the match"
+        )
+        raise UndoConflict(msg)
+    return record

@@ -106,7 +106,9 @@ def _best(offer: Reading, need: Reading) -> Likeness:
     matched = [max((_parts(o, n) for n in need.parts), key=lambda one: one.score) for o in offer.parts]
     best = max(matched, key=lambda one: one.score)
     if len(offer.parts) > 1 and offer.joined == "both" and any(one.score < SURE for one in matched):
-        return Likeness(min(best.score, 0.6), (*best.reasons, "only a part of what is offered is what is needed"))
+        return Likeness(
+            min(best.score, 0.6), (*best.reasons, "only a part of what is offered is what is needed")
+        )
     return best
 
 
@@ -120,7 +122,11 @@ def _parts(offer: Part, need: Part) -> Likeness:
     doubtful = len(found) > 1 and any(one.score < SURE for one in found.values())
     if doubtful and best.score >= SURE:
         best = Likeness(0.6, (*best.reasons, "the words can also mean something else"))
-    also = max((_concepts(words, o, n) for o in offer.also for n in need.concepts), key=lambda one: one.score, default=best)
+    also = max(
+        (_concepts(words, o, n) for o in offer.also for n in need.concepts),
+        key=lambda one: one.score,
+        default=best,
+    )
     return _detailed(words, offer, need, max(best, also, key=lambda one: one.score))
 
 
@@ -209,7 +215,12 @@ def _caps(offer: Reading, need: Reading) -> Iterator[_Cap]:
         yield _Cap(0.5 if for_children else 0.75, f"it is for {_names(offer.audiences)}")
     if need.size and not offer.size:
         yield _Cap(0.55, f"size {need.size} is needed, the offer does not say its size")
-    if _is_a_ride(offer) and offer.destinations and need.destinations and not offer.destinations & need.destinations:
+    if (
+        _is_a_ride(offer)
+        and offer.destinations
+        and need.destinations
+        and not offer.destinations & need.destinations
+    ):
         yield _Cap(0.2, f"it goes to {_names(offer.destinations)}, needed is {_names(need.destinations)}")
 
 

@@ -191,10 +191,16 @@ class _Scan:
     def _measures(self, token: str, at: int) -> bool:
         """Whether `token` only says in what the thing comes: "a bag of", "una docena"."""
         following = self._tokens[at + 1 : at + 2]
-        return token in UNIT_WORDS and bool(following) and (following[0] in {"of", "de"} or token in {"dozen", "docena"})
+        return (
+            token in UNIT_WORDS
+            and bool(following)
+            and (following[0] in {"of", "de"} or token in {"dozen", "docena"})
+        )
 
     def _known(self, text: str, meanings: tuple[Meaning, ...], *, alone: bool) -> None:
-        self._languages += [meaning.language for meaning in meanings if len({m.language for m in meanings}) == 1]
+        self._languages += [
+            meaning.language for meaning in meanings if len({m.language for m in meanings}) == 1
+        ]
         element = Element(text, meanings)
         modifier = alone and text in self._words.words["modifiers"]
         segment = self._parts[-1][-1]
@@ -214,8 +220,12 @@ class _Scan:
             group.append(element)
 
     def _language(self) -> Language:
-        spanish = self._languages.count("es") + sum(token in {"de", "del", "con", "para", "y"} for token in self._tokens)
-        english = self._languages.count("en") + sum(token in {"of", "for", "with", "and"} for token in self._tokens)
+        spanish = self._languages.count("es") + sum(
+            token in {"de", "del", "con", "para", "y"} for token in self._tokens
+        )
+        english = self._languages.count("en") + sum(
+            token in {"of", "for", "with", "and"} for token in self._tokens
+        )
         return "es" if spanish > english else "en"
 
     def reading(self, size: str | None, limits: frozenset[str]) -> Reading:
@@ -233,7 +243,8 @@ class _Scan:
             limits=limits,
             contains=frozenset(content for concept in concepts for content in concept.has),
             plain=self._is_plain(built, concepts),
-            food=any("food" in concept.roots for concept in concepts) or any(not part.concepts for part in built),
+            food=any("food" in concept.roots for concept in concepts)
+            or any(not part.concepts for part in built),
         )
 
     def _part(self, segments: list[_Segment], language: Language) -> Part | None:
@@ -241,7 +252,9 @@ class _Scan:
         if head is None:
             return None
         main = self._main(head.elements, language)
-        details = [e for segment in segments if segment.role != "purpose" for e in segment.elements if e is not main]
+        details = [
+            e for segment in segments if segment.role != "purpose" for e in segment.elements if e is not main
+        ]
         known = [e for e in details if e.meanings]
         return Part(
             concepts=main.concepts,
@@ -278,8 +291,12 @@ class _Scan:
     def _also(self, concepts: frozenset[str]) -> frozenset[str]:
         if not any("food" in self._words.concepts[name].roots for name in concepts):
             return frozenset()
-        return frozenset(self._words.states_are[state] for state in self._states if state in self._words.states_are)
+        return frozenset(
+            self._words.states_are[state] for state in self._states if state in self._words.states_are
+        )
 
     def _destinations(self) -> frozenset[str]:
         named = (e for segments in self._parts for s in segments for e in (*s.elements, *s.modifiers))
-        return frozenset(name for e in named for name in e.concepts if "destination" in self._words.concepts[name].roots)
+        return frozenset(
+            name for e in named for name in e.concepts if "destination" in self._words.concepts[name].roots
+        )

@@ -31,14 +31,6 @@ class Transport(Enum):
     UNKNOWN = "unknown"
 
 
-# What the same word means depends on who says it: "delivery" in an offer is what the giver does, in a need
-# it is what the receiver waits for.
-_BRINGS = frozenset("deliver delivers delivery delivered brings bring llevo lleva llevar entrega entrego reparto reparte domicilio".split())
-_FETCHES = frozenset("collect collects collection collected pickup pick fetch fetches recoger recogida recoge recojo".split())
-_CAN = frozenset("yes si own car van bike bicycle cargo coche carro furgoneta bici bicicleta remolque trailer".split())
-_CANNOT = frozenset("no none cannot ninguno nada not".split())
-
-
 class BadRow(ValueError):
     """A row that cannot be used.
 
@@ -71,7 +63,11 @@ class Row:
 
     def text(self, field: Field) -> str:
         """The text of a field, its columns one after the other; empty when there is none."""
-        found = [value.strip() for value, kind in zip(self.values.values(), self.fields, strict=True) if kind == field]
+        found = [
+            value.strip()
+            for value, kind in zip(self.values.values(), self.fields, strict=True)
+            if kind == field
+        ]
         return ", ".join(value for value in found if value)
 
     @property
@@ -149,7 +145,11 @@ def record_from(row: Row, side: Side, source: str, zone: tzinfo) -> Record:
     item = " ".join(row.text("item").split())
     reading = read_item(item)
     if not reading.parts:
-        msg = "there is no item; write what it is" if not item else f"{item!r} does not say what it is; write a noun"
+        msg = (
+            "there is no item; write what it is"
+            if not item
+            else f"{item!r} does not say what it is; write a noun"
+        )
         raise BadRow("item", msg)
     quantity, unit = _amount(row)
     return Record(
@@ -224,11 +224,13 @@ def _limits(row: Row) -> frozenset[str]:
 
 
 def _transport(text: str, side: Side) -> Transport:
-    words = set(plain_words(text))
-    moves, stays = (_BRINGS, _FETCHES) if side == "offer" else (_FETCHES, _BRINGS)
-    if words & _CANNOT:
+    words, known = set(plain_words(text)), vocabulary().words
+    moves, stays = known["brings"], known["fetches"]
+    if side == "need":
+        moves, stays = stays, moves
+    if words & known["cannot_carry"]:
         return Transport.STAYS
-    if words & (moves | _CAN):
+    if words & (moves | known["can_carry"]):
         return Transport.MOVES
     return Transport.STAYS if words & stays else Transport.UNKNOWN
 

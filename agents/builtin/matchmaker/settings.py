@@ -58,18 +58,25 @@ class MatchmakerSettings(BaseModel):
     matches_table: str = Field(
         default="matches", min_length=1, description="sqlite: the table of matches, made when it is missing"
     )
-    id_column: str = Field(default="id", min_length=1, description="sqlite: the column of the id in both tables")
+    id_column: str = Field(
+        default="id", min_length=1, description="sqlite: the column of the id in both tables"
+    )
     quantity_column: str = Field(
         default="quantity", min_length=1, description="sqlite: the column of the quantity in both tables"
     )
     timezone: str = Field(
-        default="UTC", description="the time zone that dates and times of the data are meant in, such as Europe/Madrid"
+        default="UTC",
+        description="the time zone that dates and times of the data are meant in, such as Europe/Madrid",
     )
     model: Literal["auto", "off"] = Field(
-        default="auto", description="auto: unclear pairs are put to the model, where there is one; off: rules only"
+        default="auto",
+        description="auto: unclear pairs are put to the model, where there is one; off: rules only",
     )
     max_questions: int = Field(
-        default=12, ge=0, le=1000, description="most questions to the model in one run; cached answers do not count"
+        default=12,
+        ge=0,
+        le=1000,
+        description="most questions to the model in one run; cached answers do not count",
     )
     model_seconds: float = Field(
         default=120, gt=0, le=3600, description="seconds of one run that may go into questions to the model"

@@ -133,7 +133,9 @@ def _delimiter(text: str, start: int, name: str, known: Callable[[str], bool]) -
     """The delimiter with which the first line shows most known headings."""
     scores = {}
     for delimiter in DELIMITERS:
-        first = next((r for r in split_records(_first_line(text, start), delimiter, name) if not r.is_blank), None)
+        first = next(
+            (r for r in split_records(_first_line(text, start), delimiter, name) if not r.is_blank), None
+        )
         scores[delimiter] = sum(known(heading) for heading in first.texts) if first else 0
     return max(scores, key=lambda delimiter: scores[delimiter])
 

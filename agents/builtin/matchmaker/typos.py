@@ -17,7 +17,12 @@ def meant(word: str) -> str | None:
     if len(word) < SHORTEST or not word.isalpha():
         return None
     index = _index()
-    near = {known for key in _shortened(word) for known in index.get(key, ()) if known[0] == word[0] and _one_apart(word, known)}
+    near = {
+        known
+        for key in _shortened(word)
+        for known in index.get(key, ())
+        if known[0] == word[0] and _one_apart(word, known)
+    }
     meanings = {frozenset(m.concept for m in vocabulary().phrases[known]) for known in near}
     return min(near) if len(meanings) == 1 else None
 
