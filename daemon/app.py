@@ -64,7 +64,7 @@ class Daemon:
         self.ready = asyncio.Event()
         self.url: str | None = None
         self._log_level = log_level or settings.daemon.log_level
-        self._metrics = Metrics(version=program_version(), dropped_lines=dropped_lines)
+        self._metrics = Metrics(dropped_lines=dropped_lines)
         self._scheduler = AgentScheduler(
             llm_config,
             agents,
@@ -88,7 +88,9 @@ class Daemon:
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(self.lifecycle.signals())
-            stack.callback(self._configure_logging())
+            # In threads: the key may be in a file, and closing waits for whoever reads the log.
+            close = await asyncio.to_thread(self._configure_logging)
+            stack.push_async_callback(asyncio.to_thread, close)
             if not await self._unless_stopped(self._open(stack)):
                 return ExitCode.OK
             self._announce()
@@ -120,14 +122,17 @@ class Daemon:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
         task = asyncio.create_task(opening, name="start")
         stop = asyncio.create_task(self.lifecycle.stopping.wait())
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-        stop.cancel()
-        if task.done():
-            await task  # raises what went wrong
-            return True
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        return False
+        try:
+            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop.cancel()
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if task.cancelled():
+            return False
+        await task  # raises what went wrong
+        return True
 
     def _bind_web(self, stack: AsyncExitStack) -> WebServer | None:
         """Take the address first: that it is taken by another program must be known before agents run."""
@@ -144,9 +149,11 @@ class Daemon:
         from daemon.web.app import build_app  # noqa: PLC0415 - as above
         from daemon.web.ops import Operations  # noqa: PLC0415 - as above
 
+        version = await asyncio.to_thread(program_version)
+        self._metrics.set_version(version)
         health = Health(self._pings(runtime))
         stack.push_async_callback(health.aclose)
-        operations = Operations(metrics=self._metrics, health=health, version=program_version())
+        operations = Operations(metrics=self._metrics, health=health, version=version)
         own = () if web.address[0] in _WILDCARDS else (self.settings.web.host,)
         await web.start(build_app(operations, allowed_hosts=(*own, *self.settings.web.allowed_hosts)))
         stack.push_async_callback(self.lifecycle.stage, "web", CLOSE_LIMIT_S, web.aclose)

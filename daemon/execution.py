@@ -157,7 +157,7 @@ class Executor:
 
 
 def _fit_undo_data(data: Any) -> tuple[Mapping[str, Any] | None, str | None]:
-    """The undo data if it can be kept, else why not: the change has happened and stays recorded as applied."""
+    """The undo data if it can be kept, else why not; the change has happened, so it counts as applied."""
     if data is None:
         return None, None
     try:

@@ -94,19 +94,6 @@ class AgentScheduler:
         self._deadlines = Deadlines()
 
     @property
-    def settings(self) -> Settings:
-        """The configuration.
-
-        Raises:
-            SettingsError: none was given, and the one in the usual places cannot work.
-        """
-        if self._settings is None:
-            from daemon.settings import load_settings  # noqa: PLC0415 - most callers bring their own
-
-            self._settings = load_settings()
-        return self._settings
-
-    @property
     def runtime(self) -> Runtime | None:
         """What is open between `start` and `stop`, or during `run_once`."""
         return self._runtime
@@ -184,8 +171,9 @@ class AgentScheduler:
         if self._stack is None:
             return
         self.hold()
+        settings = await self._read_settings()
         try:
-            left = await self._crew.finish(self.settings.daemon.stop_grace.total_seconds())
+            left = await self._crew.finish(settings.daemon.stop_grace.total_seconds())
             if left:
                 _log.warning("runs were left behind: they ignore being cancelled", extra={"agents": left})
         finally:  # an open database would keep the process alive
@@ -221,9 +209,10 @@ class AgentScheduler:
             return
         from daemon.runtime import open_runtime  # noqa: PLC0415 - loads the store, which takes its time
 
-        self._crew = Crew(self.settings.daemon.max_concurrent_runs)
+        settings = await self._read_settings()
+        self._crew = Crew(settings.daemon.max_concurrent_runs)
         async with open_runtime(
-            self.settings,
+            settings,
             llm_config=self._llm_config,
             agents=self._agents,
             events=self.events,
@@ -236,6 +225,13 @@ class AgentScheduler:
             finally:
                 self.get_stats()  # keeps the model's totals
                 self._runtime = None
+
+    async def _read_settings(self) -> Settings:
+        if self._settings is None:
+            from daemon.settings import load_settings  # noqa: PLC0415 - most callers bring their own
+
+            self._settings = await asyncio.to_thread(load_settings)
+        return self._settings
 
     async def _recover(self, runtime: Runtime) -> None:
         """Finish what a crash left half-way; an agent that takes long over it does not hold up the start."""
@@ -259,7 +255,7 @@ class AgentScheduler:
         now = datetime.now(UTC)
         for name in runtime.agent_names:
             try:
-                every = self.settings.agent_config(name, runtime.registry.get(name)).every
+                every = runtime.settings.agent_config(name, runtime.registry.get(name)).every
             except AgentError as error:  # the others run nevertheless
                 self._problems[name] = str(error)
                 _log.error("an agent cannot be scheduled: %s", error, extra={"agent": name})
@@ -286,8 +282,11 @@ class AgentScheduler:
     async def _tend_deadlines(self) -> None:
         async with self._tending:
             runtime, timer = self._runtime, self._timer
-            if runtime is not None and timer is not None and not self._held:
-                timer.move_deadline(await self._deadlines.tend(runtime))
+            if runtime is None or timer is None or self._held:
+                return
+            timer.move_deadline(await self._deadlines.tend(runtime))
+            with contextlib.suppress(DaemonError):  # what another program decided meanwhile
+                self._totals.set_proposals(await runtime.proposals.counts())
 
     def _bring_deadlines_forward(self, event: Event) -> None:
         if isinstance(event, ProposalChanged) and self._timer is not None and not self._held:

@@ -1,1 +1,1 @@
-"""The agents that come with Askfirst, one folder each: agent, rules, data and the labelled set for its quality."""
+"""The agents that come with Askfirst, each in a folder with its rules, its data and its labelled set."""

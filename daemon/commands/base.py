@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -18,7 +18,7 @@ from daemon.errors import SettingsError
 from daemon.render import Screen
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from daemon.runtime import Runtime
     from daemon.settings import Settings
@@ -77,24 +77,26 @@ class Invocation:
         finally:
             close()
 
-    @asynccontextmanager
-    async def runtime(
-        self,
-        settings: Settings,
-        *,
-        with_llm: bool = False,
-        agents: Sequence[str] | None = None,
-    ) -> AsyncIterator[Runtime]:
-        """The program's parts, opened, with logging to standard error.
+    def with_runtime(self, work: Callable[[Runtime], Awaitable[T]]) -> T:
+        """Do `work` with the program's parts opened, but no model; logging goes to standard error.
+
+        Files are read before the event loop starts, which must not wait for a disk.
 
         Raises:
-            DaemonError: one of them cannot be opened.
+            SettingsError: the configuration cannot work.
+            StoreError: the database cannot be used.
         """
-        from daemon.runtime import open_runtime  # noqa: PLC0415 - loads the store
+        import daemon.store.runs  # noqa: F401, PLC0415 - loads SQLAlchemy
+        from daemon.runtime import open_runtime  # noqa: PLC0415 - loads the agents
+
+        settings = self.settings()
+
+        async def opened() -> T:
+            async with open_runtime(settings, with_llm=False) as runtime:
+                return await work(runtime)
 
         with self.logging(settings):
-            async with open_runtime(settings, with_llm=with_llm, agents=agents) as runtime:
-                yield runtime
+            return run(opened())
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

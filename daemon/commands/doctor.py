@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -25,10 +24,11 @@ from daemon.render import Screen, Style
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from pathlib import Path
 
     from agents.registry import AgentRegistry
     from daemon.settings import Settings
-    from llm import LLMConfig
+    from llm import LLMConfig, LLMResponse
 
 _STYLES: dict[str, Style] = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -56,7 +56,7 @@ def command(call: Invocation) -> int:
     fails.
     """
     screen = call.screen()
-    checks = run(_examine(call, screen))
+    checks = list(_shown(_all_checks(call), screen))
     failed = [check for check in checks if check.state == "fail"]
     if screen.as_json:
         screen.data({"ok": not failed, "checks": [plain(check) for check in checks]})
@@ -66,15 +66,14 @@ def command(call: Invocation) -> int:
     return ExitCode.FAILED if failed else ExitCode.OK
 
 
-async def _examine(call: Invocation, screen: Screen) -> list[Check]:
-    checks: list[Check] = []
-    async for check in _all_checks(call):
-        checks.append(check)
+def _shown(checks: Iterable[Check], screen: Screen) -> Iterator[Check]:
+    """The checks, each one on the screen as soon as it is done."""
+    for check in checks:
         if not screen.as_json:
             screen.line(f"{check.state:<4}  {check.name}: {check.message}", _STYLES[check.state])
             if check.way_out:
                 screen.line(f"      {check.way_out}")
-    return checks
+        yield check
 
 
 def _verdict(checks: list[Check]) -> str:
@@ -84,29 +83,26 @@ def _verdict(checks: list[Check]) -> str:
     return f"Everything works; {warned} to look at." if warned else "Everything works."
 
 
-async def _all_checks(call: Invocation) -> AsyncIterator[Check]:
+def _all_checks(call: Invocation) -> Iterator[Check]:
     clock = ClockCheck()
     yield check_packages()
     yield check_distributions()
     try:
         settings = call.settings(check_agents=True)
     except SettingsError as error:
-        for problem in error.problems:
-            yield Check(name="configuration", state="fail", message=str(problem))
+        yield from (Check(name="configuration", state="fail", message=str(p)) for p in error.problems)
         yield clock.result()
         return
     yield _configuration(settings)
     yield _agents(settings)
     yield check_folder(settings.daemon.data_dir)
     yield check_disk(settings.daemon.data_dir)
+    yield check_port(settings.web.host, settings.web.port, enabled=settings.web.enabled)
     with call.logging(settings):
-        database, newest = await _database(settings)
+        database, newest = _database(settings)
         yield database
-        web = settings.web
-        yield await asyncio.to_thread(check_port, web.host, web.port, enabled=web.enabled)
-        async for check in _model(settings):
-            yield check
-    yield clock.result(newest)
+        yield clock.result(newest)
+        yield from _model(settings)
 
 
 def _configuration(settings: Settings) -> Check:
@@ -144,61 +140,79 @@ def _unloadable(registry: AgentRegistry) -> list[str]:
     return found
 
 
-async def _database(settings: Settings) -> tuple[Check, datetime | None]:
+def _database(settings: Settings) -> tuple[Check, datetime | None]:
     """The database opens, is whole and has a schema that is known; with the time of its newest run."""
     from daemon.runtime import DATABASE  # noqa: PLC0415 - loads the agents
-    from daemon.store.engine import Database  # noqa: PLC0415 - loads SQLAlchemy
-    from daemon.store.runs import RunStore  # noqa: PLC0415 - loads SQLAlchemy
 
     name, path = "database", settings.daemon.data_dir / DATABASE
     if not path.exists():
         return Check(name=name, state="ok", message=f"{path} is made at the first run"), None
     try:
-        database = await Database.open(path, create=False)
-        try:
-            newest = await RunStore(database).list(limit=1)
-        finally:
-            await database.aclose()
+        newest = run(_newest_run(path))
     except DaemonError as error:
         return Check(name=name, state="fail", message=str(error)), None
-    message = f"{path}, whole, with the schema of this version"
-    return Check(name=name, state="ok", message=message), newest[0].started_at if newest else None
+    return Check(name=name, state="ok", message=f"{path}, whole, with the schema of this version"), newest
 
 
-async def _model(settings: Settings) -> AsyncIterator[Check]:
-    from llm import LLMError, get_llm_client, select_backend  # noqa: PLC0415 - beside what it is needed for
+async def _newest_run(path: Path) -> datetime | None:
+    from daemon.store.engine import Database  # noqa: PLC0415 - loads SQLAlchemy
+    from daemon.store.runs import RunStore  # noqa: PLC0415 - loads SQLAlchemy
+
+    database = await Database.open(path, create=False)
+    try:
+        newest = await RunStore(database).list(limit=1)
+    finally:
+        await database.aclose()
+    return newest[0].started_at if newest else None
+
+
+def _model(settings: Settings) -> Iterator[Check]:
+    """The model that would be used can be reached and answers in the form that it is asked for."""
+    from llm import LLMError, select_backend  # noqa: PLC0415 - beside what it is needed for
 
     try:
-        selection = await select_backend(settings.llm_environ())
+        selection = run(select_backend(settings.llm_environ()))
     except (LLMError, DaemonError) as error:
         yield Check(name="model", state="fail", message=str(error))
         return
     if selection.config is None:
         way = "that works; for a model: " + " ".join(selection.considered)
         yield Check(name="model", state="ok", message=selection.reason, way_out=way)
-        return
-    async with get_llm_client(selection.config) as client:
-        if not await client.health_check():
-            way = "start it, or choose another one with LLM_BACKEND; LLM_BACKEND=auto takes what is there"
-            message = f"{selection.reason} It cannot be reached"
-            yield Check(name="model", state="fail", message=message, way_out=way)
-            return
-    yield Check(name="model", state="ok", message=selection.reason)
-    yield await _question(selection.config)
+    elif not run(_healthy(selection.config)):
+        way = "start it, or choose another one with LLM_BACKEND; LLM_BACKEND=auto takes what is there"
+        message = f"{selection.reason} It cannot be reached"
+        yield Check(name="model", state="fail", message=message, way_out=way)
+    else:
+        yield Check(name="model", state="ok", message=selection.reason)
+        yield _question(selection.config)
 
 
-async def _question(config: LLMConfig) -> Check:
-    """The model answers a structured question, asked anew: the cache must not answer for it."""
-    from llm import LLMError, LLMMessage, get_llm_client  # noqa: PLC0415 - beside what it is needed for
-    from llm.structured import ask  # noqa: PLC0415 - beside what it is needed for
+async def _healthy(config: LLMConfig) -> bool:
+    from llm import get_llm_client  # noqa: PLC0415 - beside what it is needed for
+
+    async with get_llm_client(config) as client:
+        return await client.health_check()
+
+
+def _question(config: LLMConfig) -> Check:
+    """The model answers a structured question."""
+    from llm import LLMError  # noqa: PLC0415 - beside what it is needed for
 
     name, began = "structured answers", time.monotonic()
     try:
-        async with get_llm_client(config) as client:
-            question = [LLMMessage("user", _QUESTION)]
-            response = await ask(client, question, _SCHEMA, cache=False, temperature=0.0, max_tokens=60)
+        response = run(_answer(config))
     except LLMError as error:
         way = "agents go on by their rules; a larger model or a higher LLM_TIMEOUT may help"
         return Check(name=name, state="fail", message=str(error), way_out=way)
     seconds = time.monotonic() - began
     return Check(name=name, state="ok", message=f"{response.model} gave one in {seconds:.1f} s")
+
+
+async def _answer(config: LLMConfig) -> LLMResponse:
+    """Asked anew: the cache must not answer for the model."""
+    from llm import LLMMessage, get_llm_client  # noqa: PLC0415 - beside what it is needed for
+    from llm.structured import ask  # noqa: PLC0415 - beside what it is needed for
+
+    async with get_llm_client(config) as client:
+        question = [LLMMessage("user", _QUESTION)]
+        return await ask(client, question, _SCHEMA, cache=False, temperature=0.0, max_tokens=60)

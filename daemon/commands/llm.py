@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,6 @@ from daemon.commands.shapes import plain, selection_data
 from daemon.errors import ExitCode
 
 if TYPE_CHECKING:
-    from daemon.settings import Settings
     from llm import LLMConfig, LLMResponse, Selection
 
 
@@ -45,29 +45,22 @@ def ask(call: Invocation, /, prompt: str, no_cache: bool, **options: Any) -> Non
     if not text.strip():
         msg = "the prompt is empty"
         raise click.UsageError(msg)
-    response = run(_ask(call, text, cache=not no_cache, **options))
+    settings = call.settings()
+    with call.logging(settings):
+        response = run(_ask(settings.llm_environ(), text, cache=not no_cache, **options))
     screen = call.screen()
     if screen.as_json:
         screen.data({**plain(response), "tokens_used": response.tokens_used})
     else:
-        screen.line(response.content)
+        screen.line(response.content.rstrip())
         screen.line(_cost(response), "dim")
 
 
-async def _ask(call: Invocation, prompt: str, **options: Any) -> LLMResponse:
-    from llm import get_llm_client  # noqa: PLC0415 - beside what it is needed for
+async def _ask(environ: Mapping[str, str], prompt: str, **options: Any) -> LLMResponse:
+    from llm import get_llm_client, select_backend  # noqa: PLC0415 - beside what it is needed for
 
-    settings = call.settings()
-    with call.logging(settings):
-        config = _chosen(await _selection(settings))
-        async with get_llm_client(config) as client:
-            return await client.generate(prompt, **options)
-
-
-async def _selection(settings: Settings) -> Selection:
-    from llm import select_backend  # noqa: PLC0415 - beside what it is needed for
-
-    return await select_backend(settings.llm_environ())
+    async with get_llm_client(_chosen(await select_backend(environ))) as client:
+        return await client.generate(prompt, **options)
 
 
 def _chosen(selection: Selection) -> LLMConfig:
@@ -91,7 +84,7 @@ def health(call: Invocation) -> int:
     """Say which model is used and why, and whether it can be reached. Exits with 1 when it cannot."""
     settings = call.settings()
     with call.logging(settings):
-        selection, healthy = run(_health(settings))
+        selection, healthy = run(_health(settings.llm_environ()))
     screen = call.screen()
     if screen.as_json:
         screen.data({**selection_data(selection), "healthy": healthy})
@@ -104,10 +97,10 @@ def health(call: Invocation) -> int:
     return ExitCode.OK if healthy else ExitCode.FAILED
 
 
-async def _health(settings: Settings) -> tuple[Selection, bool]:
-    from llm import get_llm_client  # noqa: PLC0415 - beside what it is needed for
+async def _health(environ: Mapping[str, str]) -> tuple[Selection, bool]:
+    from llm import get_llm_client, select_backend  # noqa: PLC0415 - beside what it is needed for
 
-    selection = await _selection(settings)
+    selection = await select_backend(environ)
     if selection.config is None:
         return selection, False
     async with get_llm_client(selection.config) as client:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agents.proposal import Proposal, ProposalStatus
 from daemon.commands.base import Invocation, run
 from daemon.commands.shapes import (
     RUN_COLUMNS,
@@ -24,7 +25,6 @@ from daemon.errors import ExitCode
 from daemon.render import Screen
 
 if TYPE_CHECKING:
-    from agents.proposal import Proposal
     from daemon.events import RunResult
     from daemon.scheduler import AgentScheduler
     from daemon.settings import Settings
@@ -45,7 +45,18 @@ def run_once(call: Invocation, names: Sequence[str]) -> int:
     """
     settings = call.settings(check_agents=True)
     _check_names(settings, names)
-    return run(_run_once(call, settings, tuple(dict.fromkeys(names))))
+    screen = call.screen()
+    selection, results = _run_agents(call, settings, screen, tuple(dict.fromkeys(names)))
+    waiting = [status for status in ProposalStatus if status.is_open]
+    found = call.with_runtime(lambda runtime: runtime.proposals.list(status=waiting, limit=None))
+    new = {proposal.id for result in results for proposal in result.proposals}
+    proposals = sorted(found, key=lambda proposal: (proposal.id not in new, proposal.id or 0))
+    if screen.as_json:
+        screen.data(_report(selection, results, proposals))
+    else:
+        _show(screen, results, proposals)
+    succeeded = all(result.outcome == "succeeded" for result in results)
+    return ExitCode.OK if succeeded else ExitCode.FAILED
 
 
 def _check_names(settings: Settings, names: Sequence[str]) -> None:
@@ -63,26 +74,26 @@ def _check_names(settings: Settings, names: Sequence[str]) -> None:
             raise click.UsageError(msg) from error
 
 
-async def _run_once(call: Invocation, settings: Settings, names: Sequence[str]) -> int:
+def _run_agents(
+    call: Invocation, settings: Settings, screen: Screen, names: Sequence[str]
+) -> tuple[Selection | None, list[RunResult]]:
+    import daemon.store.runs  # noqa: F401, PLC0415 - loads SQLAlchemy, before the event loop starts
     from daemon.observability.logging import log_event  # noqa: PLC0415 - loads structlog
     from daemon.scheduler import AgentScheduler  # noqa: PLC0415 - loads the scheduler
 
-    screen = call.screen()
+    scheduler = AgentScheduler(settings=settings, agents=names or None)
+    scheduler.events.subscribe(log_event)
+
+    async def work() -> list[RunResult]:
+        runs = asyncio.ensure_future(scheduler.run_once())
+        await _show_model(screen, scheduler, runs)
+        return await runs
+
     with call.logging(settings):
         for warning in settings.warnings:
             _log.warning("%s", warning)
-        scheduler = AgentScheduler(settings=settings, agents=names or None)
-        scheduler.events.subscribe(log_event)
-        runs = asyncio.ensure_future(scheduler.run_once())
-        await _show_model(screen, scheduler, runs)
-        results = await runs
-    proposals = await _open_proposals(call, settings)
-    if screen.as_json:
-        screen.data(_report(scheduler.selection, results, proposals))
-    else:
-        _show(screen, results, proposals)
-    succeeded = all(result.outcome == "succeeded" for result in results)
-    return ExitCode.OK if succeeded else ExitCode.FAILED
+        results = run(work())
+    return scheduler.selection, results
 
 
 async def _show_model(screen: Screen, scheduler: AgentScheduler, runs: asyncio.Future[Any]) -> None:
@@ -96,14 +107,6 @@ async def _show_model(screen: Screen, scheduler: AgentScheduler, runs: asyncio.F
         for passed in scheduler.selection.considered:
             screen.line(f"  {passed}", "dim")
         screen.line()
-
-
-async def _open_proposals(call: Invocation, settings: Settings) -> tuple[Proposal, ...]:
-    from agents.proposal import ProposalStatus  # noqa: PLC0415 - beside what it is needed for
-
-    async with call.runtime(settings) as runtime:
-        waiting = [status for status in ProposalStatus if status.is_open]
-        return await runtime.proposals.list(status=waiting, limit=None)
 
 
 def _report(

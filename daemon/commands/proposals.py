@@ -14,7 +14,7 @@ import click
 from agents.errors import AgentError
 from agents.proposal import Proposal, ProposalStatus
 from agents.schedule import parse_duration
-from daemon.commands.base import VIA, Invocation, command_options, examples, pass_invocation, person, run
+from daemon.commands.base import VIA, Invocation, command_options, examples, pass_invocation, person
 from daemon.commands.shapes import proposal_data, show_proposals
 from daemon.commands.showing import proposal_report, show_proposal
 from daemon.errors import DaemonError, DecisionRefused, ExitCode
@@ -77,21 +77,14 @@ def list_proposals(
         msg = "--all and --status exclude each other"
         raise click.UsageError(msg)
     wanted = None if every else (tuple(map(ProposalStatus, status)) or _OPEN)
-    run(_list(call, wanted, agent, limit))
-
-
-async def _list(
-    call: Invocation, status: tuple[ProposalStatus, ...] | None, agent: str | None, limit: int
-) -> None:
     screen = call.screen()
-    async with call.runtime(call.settings()) as runtime:
-        found = await runtime.proposals.list(status=status, agent=agent, limit=limit)
+    found = call.with_runtime(lambda runtime: runtime.proposals.list(status=wanted, agent=agent, limit=limit))
     if screen.as_json:
         screen.data([proposal_data(proposal) for proposal in found])
     elif found:
         show_proposals(screen, found, datetime.now(UTC))
     else:
-        screen.line("Nothing waits for a decision." if status == _OPEN else "There are no such proposals.")
+        screen.line("Nothing waits for a decision." if wanted == _OPEN else "There are no such proposals.")
 
 
 @command.command(epilog=examples("askfirst proposals show 1 --verbose"))
@@ -101,13 +94,8 @@ async def _list(
 @pass_invocation
 def show(call: Invocation, proposal_id: int, verbose: bool) -> None:
     """Show everything that is needed to decide about a proposal."""
-    run(_show(call, proposal_id, verbose=verbose))
-
-
-async def _show(call: Invocation, proposal_id: int, *, verbose: bool) -> None:
     screen = call.screen()
-    async with call.runtime(call.settings()) as runtime:
-        report = await proposal_report(runtime, proposal_id)
+    report = call.with_runtime(lambda runtime: proposal_report(runtime, proposal_id))
     if screen.as_json:
         screen.data(report.data())
     else:
@@ -142,7 +130,7 @@ def approve(
             _number(proposal), by, VIA, comment, digest=proposal.digest, apply=not no_apply
         )
 
-    return run(_decide(call, ids, decide))
+    return _decide(call, ids, decide)
 
 
 @command.command(epilog=examples('askfirst proposals reject 3 --comment "too far away"'))
@@ -154,7 +142,7 @@ def reject(call: Invocation, ids: tuple[int, ...], by: str, comment: str) -> int
     async def decide(desk: ProposalDesk, proposal: Proposal) -> Proposal:
         return await desk.reject(_number(proposal), by, VIA, comment, digest=proposal.digest)
 
-    return run(_decide(call, ids, decide))
+    return _decide(call, ids, decide)
 
 
 @command.command(epilog=examples('askfirst proposals edit 3 --set quantity=4 --set place="the garden gate"'))
@@ -179,7 +167,7 @@ def edit(call: Invocation, ids: tuple[int, ...], by: str, comment: str, changes:
         values = {key: _typed(text, proposal.payload.get(key)) for key, text in pairs}
         return await desk.edit(_number(proposal), values, by, VIA, comment, digest=proposal.digest)
 
-    return run(_decide(call, ids, decide))
+    return _decide(call, ids, decide)
 
 
 @command.command(epilog=examples("askfirst proposals snooze 3 --for 12h"))
@@ -193,7 +181,7 @@ def snooze(call: Invocation, ids: tuple[int, ...], by: str, comment: str, span: 
     async def decide(desk: ProposalDesk, proposal: Proposal) -> Proposal:
         return await desk.snooze(_number(proposal), until, by, VIA, comment)
 
-    return run(_decide(call, ids, decide))
+    return _decide(call, ids, decide)
 
 
 @command.command(epilog=examples("askfirst proposals apply 3"))
@@ -205,7 +193,7 @@ def apply(call: Invocation, ids: tuple[int, ...], by: str, comment: str) -> int:
     async def decide(desk: ProposalDesk, proposal: Proposal) -> Proposal:
         return await desk.apply(_number(proposal), by, VIA, comment)
 
-    return run(_decide(call, ids, decide, wanted=_S.APPLIED))
+    return _decide(call, ids, decide, wanted=_S.APPLIED)
 
 
 @command.command(epilog=examples('askfirst proposals undo 1 --comment "called off"'))
@@ -217,7 +205,7 @@ def undo(call: Invocation, ids: tuple[int, ...], by: str, comment: str) -> int:
     async def decide(desk: ProposalDesk, proposal: Proposal) -> Proposal:
         return await desk.undo(_number(proposal), by, VIA, comment)
 
-    return run(_decide(call, ids, decide, wanted=_S.UNDONE))
+    return _decide(call, ids, decide, wanted=_S.UNDONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,18 +228,21 @@ class Outcome:
         return {"id": self.id, "ok": self.error is None, "error": self.error, "proposal": proposal}
 
 
-async def _decide(
+def _decide(
     call: Invocation, ids: Sequence[int], decide: Decide, wanted: ProposalStatus | None = None
 ) -> int:
     """Decide about each proposal; one that cannot be decided does not stop the others."""
     screen = call.screen()
-    outcomes: list[Outcome] = []
-    async with call.runtime(call.settings()) as runtime:
+
+    async def each(runtime: Runtime) -> list[Outcome]:
+        outcomes: list[Outcome] = []
         for number in dict.fromkeys(ids):
-            outcome = await _outcome(runtime, number, decide, wanted)
-            outcomes.append(outcome)
+            outcomes.append(await _outcome(runtime, number, decide, wanted))
             if not screen.as_json:
-                _tell(outcome)
+                _tell(outcomes[-1])
+        return outcomes
+
+    outcomes = call.with_runtime(each)
     if screen.as_json:
         screen.data([outcome.data() for outcome in outcomes])
     return ExitCode.OK if all(outcome.error is None for outcome in outcomes) else ExitCode.FAILED

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from daemon.commands.base import Invocation, command_options, examples, pass_invocation, run
+from daemon.commands.base import Invocation, command_options, examples, pass_invocation
 from daemon.commands.shapes import (
     RUN_COLUMNS,
     moment,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from agents.context import ModelCall
     from daemon.events import RunResult
+    from daemon.runtime import Runtime
 
 
 @click.group(
@@ -44,13 +45,8 @@ def command() -> None:
 @pass_invocation
 def list_runs(call: Invocation, agent: str | None, limit: int) -> None:
     """List runs, the newest first."""
-    run(_list(call, agent, limit))
-
-
-async def _list(call: Invocation, agent: str | None, limit: int) -> None:
     screen = call.screen()
-    async with call.runtime(call.settings()) as runtime:
-        results = await runtime.runs.list(agent=agent, limit=limit)
+    results = call.with_runtime(lambda runtime: runtime.runs.list(agent=agent, limit=limit))
     if screen.as_json:
         screen.data([run_data(result) for result in results])
     elif not results:
@@ -67,18 +63,16 @@ async def _list(call: Invocation, agent: str | None, limit: int) -> None:
 @pass_invocation
 def show(call: Invocation, run_id: str, verbose: bool) -> None:
     """Show one run: its outcome, its proposals and its model calls."""
-    run(_show(call, run_id, verbose=verbose))
-
-
-async def _show(call: Invocation, run_id: str, *, verbose: bool) -> None:
     screen = call.screen()
-    async with call.runtime(call.settings()) as runtime:
-        result = await runtime.runs.get(run_id)
-        calls = await runtime.runs.calls_of(run_id)
+    result, calls = call.with_runtime(lambda runtime: _read(runtime, run_id))
     if screen.as_json:
         screen.data({**run_data(result), "model_calls": plain(calls)})
     else:
         _show_run(screen, result, calls, verbose=verbose)
+
+
+async def _read(runtime: Runtime, run_id: str) -> tuple[RunResult, Sequence[ModelCall]]:
+    return await runtime.runs.get(run_id), await runtime.runs.calls_of(run_id)
 
 
 def _show_run(screen: Screen, result: RunResult, calls: Sequence[ModelCall], *, verbose: bool) -> None:

@@ -12,6 +12,7 @@ import logging
 import platform
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import psutil
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
@@ -56,7 +57,7 @@ class ClosedSet:
 
     def add(self, values: Iterable[str]) -> None:
         """Allow more values."""
-        self._values.update(values)
+        self._values = self._values | set(values)  # never changed in place: a scrape reads it in a thread
 
     def label(self, value: str) -> str:
         """`value` if it is allowed, else `OTHER`."""
@@ -70,11 +71,10 @@ class Metrics:
     """All metrics of one daemon: an observer of model calls and a subscriber of the event bus.
 
     Args:
-        version: the program's version, shown by `askfirst_build_info`.
         dropped_lines: how many log lines were lost so far.
     """
 
-    def __init__(self, *, version: str = "", dropped_lines: Callable[[], int] = int) -> None:
+    def __init__(self, *, dropped_lines: Callable[[], int] = int) -> None:
         # They would double the series; process_start_time_seconds says when counting began.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library types only its classes
         self.registry = CollectorRegistry()
@@ -85,8 +85,7 @@ class Metrics:
         self._proposals = _ProposalGauge(self._agents)
         self._make_llm_metrics()
         self._make_run_metrics()
-        build = self._gauge("askfirst_build_info", "The running program.", ("version", "python"))
-        build.labels(version, platform.python_version()).set(1)
+        self._build = self._gauge("askfirst_build_info", "The running program.", ("version", "python"))
         self.registry.register(self._proposals)
         self.registry.register(_ProcessMetrics(dropped_lines))
 
@@ -137,6 +136,11 @@ class Metrics:
 
     def _gauge(self, name: str, text: str, labels: tuple[str, ...]) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
+
+    def set_version(self, version: str) -> None:
+        """Show the program's version in `askfirst_build_info`."""
+        self._build.clear()
+        self._build.labels(version, platform.python_version()).set(1)
 
     def expect_agents(self, names: Iterable[str]) -> None:
         """Allow these agents as label values; the counters of their runs start at 0."""
@@ -202,7 +206,8 @@ class Metrics:
         """The metrics as text and its content type, in the format that the `Accept` header prefers."""
         await self._proposals.refresh()
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        # In a thread: it reads files of /proc, and takes milliseconds when there are many agents.
+        return await asyncio.to_thread(encode, self.registry), content_type
 
 
 class _ProposalGauge(Collector):
@@ -251,7 +256,7 @@ class _ProcessMetrics(Collector):
     """The process itself. The library's own collector works on Linux only, and not in a hardened service."""
 
     def __init__(self, dropped_lines: Callable[[], int]) -> None:
-        self._process = psutil.Process()
+        self._process: Any = None
         self._started = time.time()
         self._dropped_lines = dropped_lines
 
@@ -268,6 +273,7 @@ class _ProcessMetrics(Collector):
             "process_start_time_seconds", "When the process began, in seconds since 1970.", self._started
         )
         try:
+            self._process = self._process or psutil.Process()
             resident, files = self._process.memory_info().rss, self._process.num_fds()
         except psutil.Error:
             return

@@ -1,6 +1,6 @@
 """A program that works as fast as it can and is killed again and again; it tells what it acknowledged.
 
-Run as `python -m tests.support.crashes FOLDER KILLS`. The children are forked, so that the imports are paid once.
+Run as `python -m tests.support.crashes FOLDER KILLS`. The children are forked: the imports are paid once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import random
-import select
 import signal
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 # Everything that a child needs is imported before the first fork.
 import aiosqlite  # noqa: F401
 import sqlalchemy.ext.asyncio  # noqa: F401
+import structlog  # noqa: F401
 
 import daemon.store.engine
 import daemon.store.proposals
@@ -28,9 +28,8 @@ from agents.proposal import Proposal
 from daemon.runtime import open_runtime
 from tests.support.stores import LedgerAgent, line, model_call, settings_in
 
-LONGEST = 0.15
-LATE = 0.85
-"""Share of the children that are killed at work; the others are killed while they start."""
+MOST_WORDS = 8
+LONGEST = 0.03
 
 
 class Busy(LedgerAgent):
@@ -95,15 +94,15 @@ def kill_one(folder: Path, chance: random.Random, story: Story) -> None:
         os.close(read)
         child(folder, write)
     os.close(write)
-    if chance.random() < LATE:
-        select.select([read], [], [], 10)  # until it is open and has told of its recovery
-    time.sleep(chance.uniform(0, LONGEST))
-    os.kill(pid, signal.SIGKILL)
-    _, status = os.waitpid(pid, 0)
     with os.fdopen(read) as stream:
-        told = stream.read()
+        # After so many words from it and a moment more, so that a slow machine gets as far as a fast one.
+        told = [stream.readline() for _ in range(chance.randint(0, MOST_WORDS))]
+        time.sleep(chance.uniform(0, LONGEST))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        told += stream.readlines()
     story.killed += os.WIFSIGNALED(status)
-    for each in told.splitlines():
+    for each in filter(None, told):
         kind, *words = json.loads(each)
         match kind:
             case "recovered":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ class GardenAgent(BaseAgent):
         if self.settings.fail:
             msg = "the garden gate is locked; find the key"
             raise AgentError(msg)
-        lines = self._path.read_text(encoding="utf-8").splitlines()
+        lines = (await self._read()).splitlines()
         return [await self._proposal(n, line) for n, line in enumerate(lines, 1) if line.endswith("dry")]
 
     async def _proposal(self, number: int, line: str) -> Proposal:
@@ -67,16 +68,22 @@ class GardenAgent(BaseAgent):
         )
 
     async def apply(self, proposal: Proposal) -> Mapping[str, Any]:
-        before = self._path.read_text(encoding="utf-8")
+        before = await self._read()
         bed, litres = proposal.payload["bed"], proposal.payload["litres"]
         if f"{bed} dry" not in before:
             msg = f"{bed} is no longer dry"
             raise PreconditionFailed(msg)
-        self._path.write_text(before.replace(f"{bed} dry", f"{bed} wet {litres}"), encoding="utf-8")
+        await self._write(before.replace(f"{bed} dry", f"{bed} wet {litres}"))
         return {"before": before}
 
     async def undo(self, proposal: Proposal) -> None:
-        self._path.write_text((proposal.undo_data or {})["before"], encoding="utf-8")
+        await self._write((proposal.undo_data or {})["before"])
+
+    async def _read(self) -> str:
+        return await asyncio.to_thread(self._path.read_text, encoding="utf-8")
+
+    async def _write(self, text: str) -> None:
+        await asyncio.to_thread(self._path.write_text, text, encoding="utf-8")
 
     @property
     def _path(self) -> Path:

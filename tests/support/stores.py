@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -77,8 +76,8 @@ class LedgerAgent(BaseAgent):
 
     async def apply(self, proposal: Proposal) -> dict[str, Any] | None:
         trouble = proposal.payload.get("trouble", "")
-        while trouble == "waits" and not await asyncio.to_thread(lambda: self.go.exists()):
-            await asyncio.sleep(0.005)
+        if trouble == "waits":
+            await until(self.go.exists)
         await _make(trouble)
         await asyncio.to_thread(self._add, f"{proposal.id} ", proposal.payload["text"])
         return {"number": proposal.id} if trouble != "nothing to undo" else None
@@ -105,6 +104,12 @@ class LedgerAgent(BaseAgent):
             stream.flush()
             os.fsync(stream.fileno())
         draft.replace(self.file)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for something that only looking can tell."""
+    while not await asyncio.to_thread(true):  # noqa: ASYNC110 - a file, or another task's doing
+        await asyncio.sleep(0.005)
 
 
 async def _make(trouble: str) -> None:
@@ -146,7 +151,9 @@ def line(text: str = "one", **fields: Any) -> Proposal:
 def model_call(name: str = "call-1", **fields: Any) -> ModelCall:
     """A model call."""
     known = {"prompt": "Which?", "system_prompt": None, "reply": "This.", "backend": "mock", "model": "mock"}
-    return ModelCall(**{"id": name, "at": START, "prompt_tokens": 5, "completion_tokens": 2, **known, **fields})
+    return ModelCall(
+        **{"id": name, "at": START, "prompt_tokens": 5, "completion_tokens": 2, **known, **fields}
+    )
 
 
 def run_result(run_id: str = "run1", **fields: Any) -> RunResult:
@@ -158,6 +165,11 @@ def run_result(run_id: str = "run1", **fields: Any) -> RunResult:
 def settings_in(folder: Path, **agents: dict[str, Any]) -> Settings:
     """Settings whose data and files are in `folder`."""
     return Settings(daemon=DaemonSettings(data_dir=folder / "data"), base_dir=folder, agents=agents)
+
+
+def context_in(data: Path, agent: str = AGENT) -> AgentContext:
+    """The context of an agent whose data are in the folder `data`."""
+    return AgentContext(data_dir=data / "agents" / agent, base_dir=data)
 
 
 async def settings_for(folder: Path, **agents: dict[str, Any]) -> Settings:
@@ -178,7 +190,7 @@ class Bench:
 
     @property
     def ledger(self) -> LedgerAgent:
-        return LedgerAgent(AgentContext(data_dir=self.db.path.parent / "agents" / AGENT))
+        return LedgerAgent(context_in(self.db.path.parent))
 
     async def keep(self, *candidates: Proposal, run_id: str | None = None, **limits: int) -> list[Verdict]:
         """Keep proposals as a run would; returns their verdicts."""
@@ -209,7 +221,10 @@ class Bench:
     def changes(self) -> list[tuple[int | None, str | None, str]]:
         """What was published: number, status before, status after."""
         changed = [event for event in self.events if isinstance(event, ProposalChanged)]
-        return [(e.proposal.id, None if e.before is None else e.before.value, e.proposal.status.value) for e in changed]
+        return [
+            (e.proposal.id, None if e.before is None else e.before.value, e.proposal.status.value)
+            for e in changed
+        ]
 
 
 @asynccontextmanager
@@ -228,7 +243,7 @@ async def bench(
     async def make(name: str) -> BaseAgent:
         if make_agent is not None:
             return make_agent(name)
-        return LedgerAgent(AgentContext(data_dir=data / "agents" / name))
+        return LedgerAgent(context_in(data, name))
 
     db = await Database.open(data / "askfirst.sqlite3")
     store = ProposalStore(db)

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import httpx
 import pytest
+from pydantic import SecretStr
 
 from agents.base import BaseAgent
 from agents.proposal import Proposal
@@ -238,14 +239,16 @@ async def test_the_last_success_of_before_a_restart_is_still_known(settings: Set
     assert found[name] == pytest.approx(ran.finished_at.timestamp())
 
 
-async def test_the_key_is_nowhere_in_log_and_metrics(
-    settings: Settings, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.fixture
+def keyed(settings: Settings) -> Settings:
+    key = SecretStr("canary-3141592653")
+    llm = LLMSettings(backend="remote", api_base="http://127.0.0.1:1/v1", api_key=key)
+    return settings.model_copy(update={"llm": llm})
+
+
+async def test_a_key_of_the_configuration_is_nowhere_in_log_and_metrics(
+    keyed: Settings, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    key_file = tmp_path / "key"
-    key_file.write_text("canary-3141592653\n")
-    keyed = settings.model_copy(update={"llm": LLMSettings(api_key_file=key_file)})
-    monkeypatch.setenv("LLM_BACKEND", "remote")
-    monkeypatch.setenv("LLM_API_BASE", "http://127.0.0.1:1/v1")
     async with running(Daemon(keyed, agents=[AskingAgent])) as client:
         logging.getLogger("agents.own").warning("leak: canary-3141592653")
         shown = (await client.get("/metrics")).text + (await client.get("/readyz")).text

@@ -45,6 +45,12 @@ async def keys(db: Database) -> set[str]:
         return set(await connection.scalars(select(meta.c.key))) - {"instance_id"}
 
 
+async def put_and_raise(db: Database) -> None:
+    async with db.write() as connection:
+        await connection.execute(insert(meta).values(key="a", value="x"))
+        raise ZeroDivisionError
+
+
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
@@ -71,9 +77,7 @@ async def test_the_connection_is_set_up_to_survive_a_power_cut(db: Database) -> 
 
 async def test_a_body_that_raises_leaves_nothing_behind(db: Database) -> None:
     with pytest.raises(ZeroDivisionError):
-        async with db.write() as connection:
-            await connection.execute(insert(meta).values(key="a", value="x"))
-            raise ZeroDivisionError
+        await put_and_raise(db)
     assert await keys(db) == set()
     await put(db, "b")
     assert await keys(db) == {"b"}
@@ -225,7 +229,7 @@ async def test_a_shared_folder_with_other_things_in_it_is_refused_and_left_alone
 
 async def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
-    with pytest.raises(StoreError, match="data is a file; set daemon.data_dir"):
+    with pytest.raises(StoreError, match=r"data is a file; set daemon\.data_dir"):
         await Database.open(tmp_path / "data" / NAME)
 
 
@@ -238,7 +242,8 @@ def test_a_folder_of_another_user_is_refused() -> None:
             path.chmod(0o755)
             os.chown(path, owner, owner)
         script = (
-            "import asyncio, concurrent.futures.thread, os, sys, pathlib; import daemon.store.engine as engine\n"
+            "import asyncio, concurrent.futures.thread, os, sys, pathlib\n"
+            "import daemon.store.engine as engine\n"
             "os.setuid(4712)\n"
             "asyncio.run(engine.Database.open(pathlib.Path(sys.argv[1])))"
         )
@@ -263,7 +268,9 @@ async def test_what_root_makes_in_the_service_users_folder_belongs_to_that_user(
 async def test_a_lost_or_emptied_database_is_not_taken_for_a_new_one(tmp_path: Path, emptied: bool) -> None:
     path = tmp_path / "data" / NAME
     await (await Database.open(path)).aclose()
-    path.write_bytes(b"") if emptied else path.unlink()
+    path.unlink()
+    if emptied:
+        path.touch(mode=0o600)
     with pytest.raises(StoreError, match="instance says that it held data") as caught:
         await Database.open(path)
     assert "delete that file to start with nothing" in str(caught.value)

@@ -348,7 +348,7 @@ async def test_a_pipe_that_nobody_reads_never_stops_the_event_loop() -> None:
             worst = max(worst, time.perf_counter() - began - 0.01)
 
     with os.fdopen(writing, "w") as stream:
-        close = configure_logging("info", "json", stream)
+        close = await asyncio.to_thread(configure_logging, "info", "json", stream)
         pulse = asyncio.create_task(heartbeat())
         for n in range(6_000):
             logging.getLogger("x").info("line", extra={"n": n, "text": "y" * 400})
@@ -364,7 +364,7 @@ async def test_a_pipe_that_nobody_reads_never_stops_the_event_loop() -> None:
         assert kept == list(range(len(kept)))
         assert len(kept) + lost == 6_000
         assert [line["count"] for line in lines if line["event"] == "log lines were lost"] == [lost]
-        close()
+        await asyncio.to_thread(close)
     os.close(reading)
 
 

@@ -31,7 +31,8 @@ def a_call(backend: str = "ollama", model: str = "qwen2.5:1.5b", latency: float 
 
 @pytest.fixture
 def metrics() -> Metrics:
-    made = Metrics(version="1.2.3")
+    made = Metrics()
+    made.set_version("1.2.3")
     made.expect_agents(["matchmaker", "perishables"])
     made.expect_model("ollama", "qwen2.5:1.5b")
     return made
@@ -189,7 +190,7 @@ async def test_lost_log_lines_show(metrics: Metrics) -> None:
 
 
 async def test_many_metrics_live_side_by_side(metrics: Metrics) -> None:
-    other = Metrics(version="1.2.3")
+    other = Metrics()
     other.expect_agents(["matchmaker"])
     other.observe_event(a_run())
     mine = await scraped(metrics)

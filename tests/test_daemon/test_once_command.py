@@ -24,7 +24,7 @@ def test_it_says_which_model_what_each_agent_did_what_waits_and_what_to_do_next(
     assert lines[2].split() == ["agent", "outcome", "new", "duplicates", "calls", "tokens", "seconds"]
     assert lines[3].split()[:5] == ["garden", "succeeded", "2", "0", "2"]
     assert "2 new, 2 open:" in lines
-    assert lines[-1] == "Next: askfirst proposals show 2"
+    assert lines[-1] == "Next: askfirst proposals show 1"
 
 
 def test_at_a_terminal_there_are_colours_and_a_table_that_say_the_same(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_at_a_terminal_there_are_colours_and_a_table_that_say_the_same(tmp_path:
     assert plain == safe(plain)
     assert "─" in plain
     assert "Water leeks" in plain
-    assert "Next: askfirst proposals show 2" in plain
+    assert "Next: askfirst proposals show 1" in plain
 
 
 def test_a_second_run_makes_no_duplicate(tmp_path: Path) -> None:
@@ -156,3 +156,11 @@ def test_the_shipped_configuration_runs_as_it_stands(tmp_path: Path) -> None:
     )
     again = program.run("--once", "--json")
     assert [run["proposals"] for run in again.data["runs"]] == [[]]
+
+
+def test_new_proposals_come_before_those_that_waited_already(tmp_path: Path) -> None:
+    program = Program.with_garden(tmp_path, "leeks dry", "kale wet")
+    assert program.call("--once").code == 0
+    program.beds.write_text("leeks dry\nkale dry\n")
+    found = program.call("--once", "--json").data["proposals"]
+    assert [(p["title"], p["new"]) for p in found] == [("Water kale", True), ("Water leeks", False)]

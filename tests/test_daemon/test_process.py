@@ -355,5 +355,51 @@ def test_a_process_that_was_stopped_and_continued_catches_up_once(folder: Path) 
         program.process.terminate()
         assert program.wait() == 0
     runs = ticks(folder)
-    assert runs[before + 1] - runs[before] > 0.05
     assert len(runs) <= runs[-1] - runs[0] + 2
+
+
+STUBBORN = """
+import asyncio
+from agents import BaseAgent
+
+class StubbornAgent(BaseAgent):
+    every = "1s"
+
+    async def analyze(self):
+        (self.context.base_dir / "begun").touch()
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                pass
+"""
+
+MAIN = """
+import sys
+from pathlib import Path
+from daemon.app import Daemon
+from daemon.lifecycle import run_process
+from daemon.settings import load_settings
+
+sys.exit(run_process(Daemon(load_settings(Path("askfirst.toml"))).run_until_stopped()))
+"""
+
+
+def test_an_agent_that_ignores_being_cancelled_does_not_keep_the_process_alive(folder: Path) -> None:
+    configure(folder, "stubborn", STUBBORN)
+    program = Program(folder)
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [*program.command()[:-2], "-c", MAIN],
+            cwd=folder,
+            env=program.whole_environment({}),
+            stderr=log,
+        )
+    try:
+        seen_now((folder / "begun").exists)
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert outcomes(folder) == ["cancelled"]

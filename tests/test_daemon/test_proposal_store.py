@@ -180,9 +180,7 @@ async def test_a_change_of_what_stands_no_longer_there_is_refused(it: Bench) -> 
     number = await it.one()
     seen = await it.proposals.get(number)
     await it.desk.reject(number, "ana", "cli")
-    event = ProposalEvent(
-        proposal_id=number, at=START, action="expire", before=_S.PENDING, after=_S.EXPIRED
-    )
+    event = ProposalEvent(proposal_id=number, at=START, action="expire", before=_S.PENDING, after=_S.EXPIRED)
     with pytest.raises(StoreError, match="was changed by another program meanwhile"):
         async with it.db.write() as connection:
             await it.proposals.record(connection, seen.with_changes(status=_S.EXPIRED), event)
@@ -208,7 +206,10 @@ _json = st.recursive(
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    derandomize=True,
 )
 @given(
     title=_texts,

@@ -12,12 +12,11 @@ import pytest
 from sqlalchemy import text
 
 from agents.base import BaseAgent
-from agents.context import AgentContext
 from agents.errors import AgentError, AgentNotFound
 from agents.proposal import Approvers, Proposal, ProposalStatus
 from daemon.errors import DecisionRefused, ProposalNotFound, StoreError
 from daemon.execution import agent_lock
-from tests.support.stores import AGENT, START, Bench, LedgerAgent, bench, line
+from tests.support.stores import AGENT, START, Bench, LedgerAgent, bench, context_in, line
 
 _S = ProposalStatus
 TWO = Approvers(mode="quorum", people=("ana", "luis", "eva"), quorum=2)
@@ -33,8 +32,10 @@ async def status(it: Bench, number: int) -> ProposalStatus:
     return (await it.proposals.get(number)).status
 
 
-async def until(it: Bench, number: int, wanted: ProposalStatus) -> None:
-    while await status(it, number) is not wanted:
+async def applying(it: Bench, number: int, *asked: asyncio.Task[Proposal]) -> None:
+    """Wait until it is being applied by one of those who asked."""
+    while await status(it, number) is not _S.APPLYING:
+        assert not all(task.done() for task in asked), asked
         await asyncio.sleep(0.005)
 
 
@@ -56,7 +57,11 @@ async def test_approving_applies_and_records_what_undo_needs(it: Bench) -> None:
     assert done.undo_data == {"number": number}
     assert it.ledger.lines() == [f"{number} one"]
     assert await it.proposals.get(number) == done
-    assert it.changes() == [(1, "pending", "approved"), (1, "approved", "applying"), (1, "applying", "applied")]
+    assert it.changes() == [
+        (1, "pending", "approved"),
+        (1, "approved", "applying"),
+        (1, "applying", "applied"),
+    ]
 
 
 async def test_approving_without_applying_waits_for_apply(it: Bench) -> None:
@@ -85,7 +90,7 @@ async def test_what_was_decided_is_not_approved_again(it: Bench, make: str, word
 async def test_two_approvals_at_once_apply_once(it: Bench) -> None:
     number = await it.one(trouble="waits")
     asked = [asyncio.create_task(it.desk.approve(number, person, "web")) for person in ("ana", "luis", "eva")]
-    await until(it, number, _S.APPLYING)
+    await applying(it, number, *asked)
     it.ledger.go.touch()
     results = await asyncio.gather(*asked, return_exceptions=True)
     assert sorted(type(result).__name__ for result in results) == ["DecisionRefused"] * 2 + ["Proposal"]
@@ -129,7 +134,9 @@ async def test_a_quorum_is_reached_by_different_people(it: Bench) -> None:
     first = await it.desk.approve(number, "ana", "cli")
     assert first.status is _S.PENDING
     assert first.approved_by == {"ana"}
-    with pytest.raises(DecisionRefused, match="has your approval already; it still needs 1 more of luis, eva"):
+    with pytest.raises(
+        DecisionRefused, match="has your approval already; it still needs 1 more of luis, eva"
+    ):
         await it.desk.approve(number, "ana", "cli")
     assert it.ledger.lines() == []
     assert (await it.desk.approve(number, "eva", "web")).status is _S.APPLIED
@@ -283,8 +290,7 @@ async def test_undo_data_that_cannot_be_kept_does_not_hide_that_it_was_applied(t
             await super().apply(proposal)
             return {"when": START}
 
-    data = tmp_path / "data" / "agents" / AGENT
-    async with bench(tmp_path, make_agent=lambda name: Odd(AgentContext(data_dir=data))) as it:
+    async with bench(tmp_path, make_agent=lambda name: Odd(context_in(tmp_path / "data"))) as it:
         done = await it.desk.approve(await it.one(), "ana", "cli")
         assert (done.status, done.undo_data) == (_S.APPLIED, None)
         with pytest.raises(DecisionRefused, match="cannot be undone: its undo data cannot be kept"):
@@ -383,7 +389,7 @@ async def test_a_snoozed_one_wakes_up_and_can_be_decided_meanwhile(it: Bench) ->
     [
         (START, "name a time in the future"),
         (START + timedelta(hours=72), "expires at 2026-03-04 12:00 UTC, before it would wake up"),
-        (datetime(2026, 3, 2), "needs a time zone"),
+        (START.replace(tzinfo=None), "needs a time zone"),
     ],
 )
 async def test_a_snooze_that_makes_no_sense_is_refused(it: Bench, until: datetime, words: str) -> None:
@@ -443,7 +449,7 @@ async def test_after_a_crash_a_lost_agent_is_said(tmp_path: Path) -> None:
         if not agents["there"]:
             msg = "its file is gone"
             raise AgentError(msg)
-        return LedgerAgent(AgentContext(data_dir=tmp_path / "data" / "agents" / name))
+        return LedgerAgent(context_in(tmp_path / "data", name))
 
     async with bench(tmp_path, make_agent=make) as it:
         for name in ("a", "b"):
@@ -471,7 +477,7 @@ async def test_recover_leaves_alone_what_another_program_is_working_on(it: Bench
 async def test_a_decision_is_carried_to_its_end_although_whoever_asked_is_cancelled(it: Bench) -> None:
     number = await it.one(trouble="waits")
     asking = asyncio.create_task(it.desk.approve(number, "ana", "web"))
-    await until(it, number, _S.APPLYING)
+    await applying(it, number, asking)
     asking.cancel()
     await asyncio.wait({asking})
     assert asking.cancelled()
@@ -484,7 +490,7 @@ async def test_closing_cuts_off_what_takes_too_long_and_recover_finishes_it(tmp_
     async with bench(tmp_path) as it:
         number = await it.one(trouble="waits")
         asking = asyncio.create_task(it.desk.approve(number, "ana", "web"))
-        await until(it, number, _S.APPLYING)
+        await applying(it, number, asking)
         await it.desk.aclose(grace=0)
         await asyncio.wait({asking})
         assert await status(it, number) is _S.APPLYING
@@ -497,7 +503,9 @@ async def test_closing_cuts_off_what_takes_too_long_and_recover_finishes_it(tmp_
         assert it.ledger.lines() == ["1 one"]
 
 
-async def test_a_subscriber_that_fails_changes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_subscriber_that_fails_changes_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with bench(tmp_path) as it:
 
         def broken(event: object) -> None:
@@ -519,5 +527,3 @@ async def test_a_database_that_cannot_be_written_is_told_and_nothing_is_applied(
     assert it.ledger.lines() == []
     assert await status(it, number) is _S.PENDING
     assert len(await it.proposals.events(number)) == 1
-
-

@@ -20,12 +20,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from agents.base import BaseAgent
-from agents.context import AgentContext
 from agents.errors import AgentError, PreconditionFailed
 from agents.proposal import Approvers, Evidence, Proposal, ProposalStatus
 from daemon.errors import DecisionRefused
 from daemon.store.tables import WAITING
-from tests.support.stores import AGENT, Bench, Clock, LedgerAgent, bench, line
+from tests.support.stores import AGENT, Bench, Clock, LedgerAgent, bench, context_in, line, until
 
 T = TypeVar("T")
 _S = ProposalStatus
@@ -85,7 +84,7 @@ class Decisions(RuleBasedStateMachine):
         return self.runner.run(work)
 
     def make(self, name: str) -> BaseAgent:
-        return MoodyAgent(AgentContext(data_dir=Path(self.folder.name) / "data" / "agents" / name))
+        return MoodyAgent(context_in(Path(self.folder.name) / "data", name))
 
     @initialize()
     def open(self) -> None:
@@ -127,7 +126,13 @@ class Decisions(RuleBasedStateMachine):
         if verdict == "kept":
             self.numbers.append(int(kept.id or 0))
 
-    @rule(number=any_number, by=people, mood=moods, apply=st.booleans(), stale=st.sampled_from([False] * 4 + [True]))
+    @rule(
+        number=any_number,
+        by=people,
+        mood=moods,
+        apply=st.booleans(),
+        stale=st.sampled_from([False] * 4 + [True]),
+    )
     def approve(self, number: int, by: str, mood: str, apply: bool, stale: bool) -> None:
         digest = "0" * 64 if stale else None
         self.decide(self.it.desk.approve(self.pick(number), by, "web", digest=digest, apply=apply), mood)
@@ -175,12 +180,10 @@ class Decisions(RuleBasedStateMachine):
         MoodyAgent.mood = when
         asking = asyncio.create_task(self.it.desk.approve(number, "ana", "web"))
         while not asking.done() and (await self.it.proposals.get(number)).status is not _S.APPLYING:
-            await asyncio.sleep(0)
+            pass
         written = f"{number} "
-        while when == "dies after" and not asking.done():
-            if any(each.startswith(written) for each in self.it.ledger.lines()):
-                break
-            await asyncio.sleep(0)
+        if when == "dies after":
+            await until(lambda: asking.done() or any(e.startswith(written) for e in self.it.ledger.lines()))
         await self._close()
         await asyncio.wait({asking})
         if not asking.cancelled():
@@ -204,7 +207,9 @@ class Decisions(RuleBasedStateMachine):
         for each in found:
             event(f"reached {each.status}")
             each.check_history()
-            assert told[each.number] == len(each.events) - 1, "every change was told; 'keep' is told by the runner"
+            assert told[each.number] == len(each.events) - 1, (
+                "every change was told; 'keep' is told by the runner"
+            )
 
     def the_file_holds_exactly_what_is_applied_once(self, found: list[_Seen]) -> None:
         written = sorted(int(each.split()[0]) for each in self.it.ledger.lines())
@@ -242,7 +247,9 @@ class _Seen:
 def _look(path: Path) -> list[_Seen]:
     """What is in the file, read without the code that is tested."""
     with closing(sqlite3.connect(path)) as connection:
-        rows = connection.execute("SELECT id, status, fingerprint, approvers FROM proposals ORDER BY id").fetchall()
+        rows = connection.execute(
+            "SELECT id, status, fingerprint, approvers FROM proposals ORDER BY id"
+        ).fetchall()
         history = connection.execute(
             "SELECT proposal_id, action, before, after, by, digest FROM proposal_events ORDER BY id"
         ).fetchall()

@@ -24,6 +24,14 @@ async def save(it: Bench, run_id: str, *calls: str, **fields: object) -> None:
         await it.runs.save(connection, run_result(run_id, **fields), [model_call(name) for name in calls])
 
 
+async def save_and_raise(it: Bench) -> None:
+    limits = {"max_new": 9, "max_open": 9}
+    async with it.db.write() as connection:
+        await it.proposals.save_new(connection, [line()], agent=AGENT, run_id="r1", now=START, **limits)
+        await it.runs.save(connection, run_result("r1"), [model_call()])
+        raise ZeroDivisionError
+
+
 async def test_a_run_comes_back_as_it_was(it: Bench) -> None:
     full = run_result(
         "r1",
@@ -84,12 +92,7 @@ async def test_of_two_calls_with_one_id_the_first_is_kept(it: Bench) -> None:
 
 async def test_a_run_and_its_proposals_are_kept_together_or_not_at_all(it: Bench) -> None:
     with pytest.raises(ZeroDivisionError):
-        async with it.db.write() as connection:
-            await it.proposals.save_new(
-                connection, [line()], agent=AGENT, run_id="r1", now=START, max_new=9, max_open=9
-            )
-            await it.runs.save(connection, run_result("r1"), [model_call()])
-            raise ZeroDivisionError
+        await save_and_raise(it)
     assert await it.runs.list() == ()
     assert await it.proposals.list() == ()
     assert await it.runs.calls_by_id(["call-1"]) == ()

@@ -1,4 +1,4 @@
-"""One run of one agent: what it is handed, what is kept of it, and how anything that goes wrong is recorded."""
+"""One run of one agent: what it is handed, what is kept, and how anything that goes wrong is recorded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from daemon.events import Event, EventBus, ProposalChanged, RunFinished, RunOutc
 from daemon.outcome import new_run_id
 from daemon.runtime import Runtime, open_runtime
 from llm import LLMConfig
-from tests.support.stores import START, Clock, line, model_call, settings_for
+from tests.support.stores import START, Clock, line, model_call, settings_for, until
 
 _S = ProposalStatus
 MOCK = LLMConfig(backend="mock", enable_cache=False)
@@ -231,7 +231,10 @@ async def test_what_is_no_list_is_a_failure(open_: Open, returned: Any, words: s
     ("bad", "words"),
     [
         (7, "a int is no Proposal"),
-        (one("x", payload={"text": "x" * 70_000}), "its payload is 70,011 bytes of JSON, more than the 65,536"),
+        (
+            one("x", payload={"text": "x" * 70_000}),
+            "its payload is 70,011 bytes of JSON, more than the 65,536",
+        ),
         (one("x", explanation=None), "its explanation is a NoneType, not a text"),
         (one("x", reasons="one by one"), "its reasons is a str, not a list"),
         (one("x", reasons=(1,)), "its reasons is a int, not a text"),
@@ -281,7 +284,13 @@ async def test_an_agent_decides_only_about_its_own_fields(open_: Open) -> None:
     sly = one("a", agent="other", id=77, status=_S.APPROVED, run_id="r", undo_data={"a": 1}, error="e")
     Quick.look = staticmethod(lambda agent: [sly])
     (kept,) = (await runtime.runner.run("quick")).proposals
-    assert (kept.agent, kept.id, kept.status, kept.undo_data, kept.error) == ("quick", 1, _S.PENDING, None, None)
+    assert (kept.agent, kept.id, kept.status, kept.undo_data, kept.error) == (
+        "quick",
+        1,
+        _S.PENDING,
+        None,
+        None,
+    )
 
 
 async def test_a_flood_is_capped_counted_and_said(open_: Open) -> None:
@@ -291,7 +300,9 @@ async def test_a_flood_is_capped_counted_and_said(open_: Open) -> None:
     first = await runtime.runner.run("quick")
     assert (len(first.proposals), first.duplicates) == (3, 9991)
     assert first.over_cap == 6 + 2010
-    assert first.notes[0].startswith("2016 more proposals were not kept: at most 3 of one run and 5 open ones")
+    assert first.notes[0].startswith(
+        "2016 more proposals were not kept: at most 3 of one run and 5 open ones"
+    )
     Quick.look = staticmethod(lambda agent: [one(str(number)) for number in range(9)])
     second = await runtime.runner.run("quick")
     assert (len(second.proposals), second.duplicates, second.over_cap) == (2, 3, 4)
@@ -403,8 +414,7 @@ async def test_a_cancelled_run_is_recorded_and_the_cancellation_goes_on(open_: O
     runtime, events = await open_()
     Quick.look = staticmethod(forever)
     running = asyncio.create_task(runtime.runner.run("quick"))
-    while not Quick.contexts or not Quick.contexts[0].calls:
-        await asyncio.sleep(0.005)
+    await until(lambda: bool(Quick.contexts and Quick.contexts[0].calls))
     running.cancel()
     await asyncio.wait({running})
     assert running.cancelled()
@@ -529,7 +539,8 @@ async def test_a_run_that_kills_the_program_is_counted(tmp_path: Path) -> None:
         "class Quick(BaseAgent):\n"
         "    async def analyze(self): os.kill(os.getpid(), 9)\n"
         "async def main():\n"
-        "    async with open_runtime(settings_in(pathlib.Path(sys.argv[1])), agents=[Quick], with_llm=False) as it:\n"
+        "    settings = settings_in(pathlib.Path(sys.argv[1]))\n"
+        "    async with open_runtime(settings, agents=[Quick], with_llm=False) as it:\n"
         "        await it.runner.run('quick', 'schedule')\n"
         "asyncio.run(main())"
     )

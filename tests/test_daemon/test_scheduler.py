@@ -109,6 +109,18 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(daemon=DaemonSettings(data_dir=tmp_path / "data", stop_grace=timedelta(seconds=0.2)))
 
 
+@pytest.fixture
+def one_at_a_time(settings: Settings) -> Settings:
+    daemon = settings.daemon.model_copy(update={"max_concurrent_runs": 1})
+    return settings.model_copy(update={"daemon": daemon})
+
+
+@pytest.fixture
+def patient(settings: Settings) -> Settings:
+    daemon = settings.daemon.model_copy(update={"stop_grace": timedelta(hours=1)})
+    return settings.model_copy(update={"daemon": daemon})
+
+
 def scheduler_of(settings: Settings, *agents: str | type[BaseAgent]) -> AgentScheduler:
     return AgentScheduler(llm_config=MOCK, agents=agents or None, settings=settings)
 
@@ -152,9 +164,8 @@ async def test_an_unknown_agent_is_refused_with_the_known_ones(settings: Setting
         await scheduler_of(settings, CountingAgent).run_once("countign")
 
 
-async def test_no_more_agents_run_at_the_same_time_than_the_settings_allow(tmp_path: Path) -> None:
-    daemon = DaemonSettings(data_dir=tmp_path, max_concurrent_runs=1)
-    scheduler = scheduler_of(Settings(daemon=daemon), WaitingAgent, OtherWaitingAgent)
+async def test_no_more_agents_run_at_the_same_time_than_the_settings_allow(one_at_a_time: Settings) -> None:
+    scheduler = scheduler_of(one_at_a_time, WaitingAgent, OtherWaitingAgent)
     task = asyncio.create_task(scheduler.run_once())
     await seen(lambda: WaitingAgent.begun.is_set() or OtherWaitingAgent.begun.is_set())
     await asyncio.sleep(0.05)
@@ -200,9 +211,13 @@ async def test_a_database_that_breaks_is_raised_and_not_taken_for_a_result(setti
         """Damages the database while it runs."""
 
         async def analyze(self) -> list[Proposal]:
+            await asyncio.to_thread(self.damage)
+            return []
+
+        @staticmethod
+        def damage() -> None:
             with closing(sqlite3.connect(settings.daemon.data_dir / DATABASE)) as connection:
                 connection.execute("alter table runs rename to away")
-            return []
 
     with pytest.raises(StoreError):
         await scheduler_of(settings, BreakingAgent, FailingAgent).run_once("breaking")
@@ -229,7 +244,7 @@ async def test_a_started_scheduler_runs_agents_when_they_are_due(settings: Setti
         stats = scheduler.get_stats()
     assert {event.result.trigger for event in results} == {"schedule"}
     starts = [event.result.started_at for event in results[:3]]
-    assert starts[2] - starts[0] > timedelta(seconds=1.5)
+    assert starts[2] - starts[0] > timedelta(seconds=0.5)
     agent = stats["agents"]["counting"]
     assert agent["last_run"]["outcome"] == "succeeded"
     assert datetime.fromisoformat(agent["next_run"]) > starts[2]
@@ -309,9 +324,8 @@ async def test_a_run_that_outlasts_the_grace_is_cancelled_and_recorded(settings:
         assert [run.outcome for run in await runtime.runs.list()] == [RunOutcome.CANCELLED]
 
 
-async def test_hurrying_cuts_the_grace_short(tmp_path: Path) -> None:
-    daemon = DaemonSettings(data_dir=tmp_path, stop_grace=timedelta(hours=1))
-    scheduler = scheduler_of(Settings(daemon=daemon), WaitingAgent)
+async def test_hurrying_cuts_the_grace_short(patient: Settings) -> None:
+    scheduler = scheduler_of(patient, WaitingAgent)
     await scheduler.start()
     await seen(WaitingAgent.begun.is_set)
     stop = asyncio.create_task(scheduler.stop())
@@ -345,9 +359,8 @@ async def test_nothing_begins_after_the_scheduler_was_told_to_hold(settings: Set
         assert not scheduler.running
 
 
-async def test_stopping_ends_a_run_once_that_waits_with_an_error_of_ours(tmp_path: Path) -> None:
-    daemon = DaemonSettings(data_dir=tmp_path, max_concurrent_runs=1, stop_grace=timedelta(seconds=0.1))
-    scheduler = scheduler_of(Settings(daemon=daemon), WaitingAgent, OtherWaitingAgent)
+async def test_stopping_ends_a_run_once_that_waits_with_an_error_of_ours(one_at_a_time: Settings) -> None:
+    scheduler = scheduler_of(one_at_a_time, WaitingAgent, OtherWaitingAgent)
     await scheduler.start()
     task = asyncio.create_task(scheduler.run_once())
     await seen(lambda: WaitingAgent.begun.is_set() or OtherWaitingAgent.begun.is_set())
@@ -363,11 +376,8 @@ async def test_stopping_logs_no_error(settings: Settings, caplog: pytest.LogCapt
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_an_agent_whose_settings_cannot_work_does_not_stop_the_others(tmp_path: Path) -> None:
-    settings = Settings(
-        daemon=DaemonSettings(data_dir=tmp_path),
-        agents={"counting": {}, "failing": {"every": "sometimes"}},
-    )
+async def test_an_agent_whose_settings_cannot_work_does_not_stop_the_others(settings: Settings) -> None:
+    settings = settings.model_copy(update={"agents": {"counting": {}, "failing": {"every": "sometimes"}}})
     async with scheduler_of(settings, FailingAgent, CountingAgent) as scheduler:
         stats = scheduler.get_stats()["agents"]
         assert "every" in stats["failing"]["problem"]
@@ -517,7 +527,7 @@ HOUR = timedelta(hours=1)
 def a_timer(clocks: Clocks, fires: Fires, due_in: timedelta) -> _Timer:
     timer = _Timer(clocks.watch())
     now = datetime.now(UTC)
-    timer.add_interval("agent", fires, every=HOUR, first=now + due_in, spread=timedelta(seconds=1))
+    timer.add_interval("agent", fires, every=HOUR, first=now + due_in, spread=timedelta(seconds=30))
     timer.add_deadline(Fires(), now + HOUR)
     timer.start()
     return timer
@@ -541,7 +551,7 @@ async def test_a_step_of_the_clock_changes_no_agents_remaining_time(step: float)
     after = await settled(timer)
     expected = before + timedelta(seconds=step)
     if expected <= datetime.now(UTC):  # this machine's clock did not really move, so it counts as overdue
-        assert timedelta(0) < after - datetime.now(UTC) <= timedelta(seconds=1)
+        assert timedelta(0) < after - datetime.now(UTC) <= timedelta(seconds=30)
     else:
         assert abs(after - expected) < timedelta(seconds=1)
     assert fires.count == 0
@@ -554,11 +564,11 @@ async def test_what_came_due_during_a_sleep_runs_soon_after_it_once() -> None:
     now = datetime.now(UTC)
     timer.add_deadline(Fires(), now + HOUR)
     timer.add_interval(
-        "agent", fires, every=HOUR, first=now - timedelta(hours=5), spread=timedelta(seconds=0.3)
+        "agent", fires, every=HOUR, first=now - timedelta(hours=5), spread=timedelta(seconds=2)
     )
     clocks.slept = 5 * 3600.0
     timer.start()
-    assert timedelta(0) < await settled(timer) - datetime.now(UTC) <= timedelta(seconds=0.3)
+    assert timedelta(0) < await settled(timer) - datetime.now(UTC) <= timedelta(seconds=2)
     await seen(lambda: fires.count == 1)
     assert timedelta(minutes=59) < await settled(timer) - datetime.now(UTC) <= HOUR
     await timer.aclose()
@@ -623,3 +633,13 @@ async def test_a_snoozed_proposal_wakes_by_a_timer(settings: Settings) -> None:
         await seen(lambda: scheduler.get_stats()["proposals"] == {"snoozed": 1})
         await seen(lambda: scheduler.get_stats()["proposals"] == {"pending": 1})
     assert datetime.now(UTC) >= until
+
+
+async def test_what_another_program_decided_shows_in_the_stats(settings: Settings) -> None:
+    scheduler = scheduler_of(settings, DailyAgent)
+    ((made,),) = [result.proposals for result in await scheduler.run_once()]
+    async with scheduler:
+        async with open_runtime(settings, with_llm=False) as other:
+            await other.desk.reject(int(made.id or 0), by="ana", via="cli")
+        await scheduler._tend_deadlines()
+        assert scheduler.get_stats()["proposals"] == {"rejected": 1}

@@ -42,7 +42,9 @@ def part() -> Part:
 @pytest.fixture
 async def server(part: Part) -> AsyncIterator[WebServer]:
     health = Health([Ping("database", part.ping)])
-    operations = Operations(metrics=Metrics(version="1.2.3"), health=health, version="1.2.3")
+    metrics = Metrics()
+    metrics.set_version("1.2.3")
+    operations = Operations(metrics=metrics, health=health, version="1.2.3")
     made = WebServer("127.0.0.1", 0)
     made.bind()
     await made.start(build_app(operations, allowed_hosts=["pi.example.net"]))

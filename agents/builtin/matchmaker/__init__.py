@@ -1,1 +1,1 @@
-"""The matchmaker: who offers what somebody else needs. Rules decide the clear pairs, a model only the grey band."""
+"""The matchmaker: who offers what somebody else needs. Rules decide, a model only where they are unclear."""

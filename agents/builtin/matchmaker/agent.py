@@ -1,7 +1,7 @@
 """The matchmaker: who offers what somebody else needs, how much of it, where and when.
 
-Rules decide the clear pairs. Only what they leave unclear is put to a model, as one small question; it may speak
-for a pair, but what a rule refuses stays refused.
+Rules decide the clear pairs. Only what they leave unclear is put to a model, as one small question; it may
+speak for a pair, but what a rule refuses stays refused.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ class Matchmaker(BaseAgent):
             payload=_payload(pair, share, self._zone).model_dump(mode="json"),
             fingerprint=sha256_of(self.name, KIND, offer.id, need.id),
             reasons=reasons(pair, opinion, unasked),
-            constraints=(*pair.checks, amount_note(share, pair)),
+            constraints=(*pair.checks, amount_note(pair)),
             confidence=confidence(pair, opinion),
             decided_by="blend" if opinion else "rule",
             evidence=(_evidence(offer), _evidence(need)),
@@ -194,7 +194,8 @@ class Matchmaker(BaseAgent):
             notes.append(f"{len(loaded.notes) - MAX_NOTES} more rows were left out")
         if refused["unconfirmed diet"]:
             notes.append(
-                f"{refused['unconfirmed diet']} pairs were left out because the offer does not say what it contains; "
+                f"{refused['unconfirmed diet']} pairs were left out because the offer does not say what "
+                "it contains; "
                 "fill in its dietary column"
             )
         if questions.declined:

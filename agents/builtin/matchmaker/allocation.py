@@ -96,7 +96,7 @@ def amounts(free: Decimal, offer: Unit, asked: Decimal, need: Unit) -> tuple[Dec
 
 
 def in_order(pairs: Iterable[Pair]) -> list[Pair]:
-    """The pairs in the order in which they are served: the best likeness first, then what is near and urgent."""
+    """The pairs in the order in which they are served: the best likeness first, then the near and urgent."""
     return sorted(pairs, key=_urgency)
 
 

@@ -93,7 +93,7 @@ class Book:
 
     @cached_property
     def mark(self) -> str:
-        """The decimal mark that the file uses; a comma where fields are separated by something else and it has commas."""
+        """The decimal mark that most quantities of the file use."""
         marks = []
         for record in self.sheet.rows:
             if len(record.cells) > self.quantity_column:
@@ -145,7 +145,10 @@ class Matches:
         headings = [text.strip() for text in sheet.header.texts]
         missing = [name for name in COLUMNS if name not in headings]
         if missing:
-            msg = f"{MATCHES}:{sheet.header.line}: the columns {', '.join(missing)} are missing; move the file away, and a new one is made"
+            msg = (
+                f"{MATCHES}:{sheet.header.line}: the columns {', '.join(missing)} are missing; move the "
+                "file away, and a new one is made"
+            )
             raise SourceError(msg)
         rows = []
         for record in sheet.rows:

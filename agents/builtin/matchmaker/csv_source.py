@@ -51,7 +51,10 @@ class CsvSource(Source):
                 books, matches = self._books(), Matches.read(self._folder)
                 done = matches.find(order.key)
             if done is None:
-                msg = f"{MATCHES}: the row {order.key} that was just written is not there; another program writes this file"
+                msg = (
+                    f"{MATCHES}: the row {order.key} that was just written is not there; another program "
+                    "writes this file"
+                )
                 raise AgentError(msg)
             return self._undo_data(done, books, matches)
 
@@ -76,7 +79,8 @@ class CsvSource(Source):
                 lock = self._folder / f".~lock.{name}#"
                 if lock.exists():
                     msg = (
-                        f"{self._folder / name} is open in LibreOffice, which would overwrite the change; close it there, "
+                        f"{self._folder / name} is open in LibreOffice, which would overwrite the "
+                        "change; close it there, "
                         f"or delete {lock.name} if it is not open any more"
                     )
                     raise AgentError(msg)

@@ -1,6 +1,7 @@
-"""A CSV text as records that know where they stand, so that one cell can be changed and every other byte stays.
+"""A CSV text as records that know where they stand, so that one cell can change and every other byte stays.
 
-Python's csv module reads the same records (a test compares them), but does not say where in the text they are.
+Python's csv module reads the same records (a test compares them), but does not say where in the text they
+are.
 """
 
 from __future__ import annotations
@@ -120,7 +121,10 @@ class _Reader:
         if closing < 0:
             line = self._line + lines_in(self._text[self._start : opened])
             column = opened - max(self._text.rfind(end, 0, opened) for end in "\r\n")
-            msg = f"{self._name}:{line}:{column}: a quote is opened here and never closed; close it or remove it"
+            msg = (
+                f"{self._name}:{line}:{column}: a quote is opened here and never closed; close it or "
+                "remove it"
+            )
             raise SourceError(msg)
         self.at = closing + 1
         return self._text[opened + 1 : closing].replace('""', '"')

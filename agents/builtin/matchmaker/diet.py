@@ -82,7 +82,10 @@ def parse_limits(text: str) -> frozenset[str]:
         }
         if not found or reading.doubtful:
             known = ", ".join(sorted(vocabulary().limits))
-            msg = f"the limit {part.strip()!r} is not understood; known are {known}, or the name of an allergen such as sesame"
+            msg = (
+                f"the limit {part.strip()!r} is not understood; known are {known}, or the name of an "
+                "allergen such as sesame"
+            )
             raise UnknownLimit(msg)
         limits |= found
     return frozenset(limits)
@@ -91,8 +94,8 @@ def parse_limits(text: str) -> frozenset[str]:
 def parse_contents(text: str) -> Contents:
     """What an offer states about itself: "vegan, contains nuts", "sin gluten", "none".
 
-    What is not understood is passed over, and so is every "without" beside it ("not sure about nuts"): that can
-    only make the offer fit less, never more.
+    What is not understood is passed over, and so is every "without" beside it ("not sure about nuts"): that
+    can only make the offer fit less, never more.
     """
     words = vocabulary()
     present: set[str] = set()

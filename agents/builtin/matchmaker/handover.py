@@ -23,14 +23,18 @@ class Handover:
 
     def text(self, offer: Record, need: Record) -> str:
         """For people, one sentence."""
+        act = offer.reading.act
         match self.carrier:
             case "nobody":
-                return f"Both are at {self.place}, so nobody has to carry it."
+                return f"Both are at {self.place}{'' if act else ', so nobody has to carry it'}."
             case "giver":
-                return f"{offer.label} can bring it to {self.place or need.label}."
+                return f"{offer.label} can {'come' if act else 'bring it'} to {self.place or need.label}."
             case "receiver":
-                return f"{need.label} can collect it at {self.place or offer.label}."
-        return f"Nobody has said who carries it{_between(offer, need)}: please agree on that."
+                return (
+                    f"{need.label} can {'come to' if act else 'collect it at'} {self.place or offer.label}."
+                )
+        what = "who comes to whom" if act else "who carries it"
+        return f"Nobody has said {what}{_between(offer, need)}: please agree on that."
 
 
 def _between(offer: Record, need: Record) -> str:

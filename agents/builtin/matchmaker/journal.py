@@ -1,4 +1,4 @@
-"""Several files of a folder changed as one: a redo journal whose rename is the moment from which it has happened.
+"""Several files of a folder changed as one: a redo journal whose rename is the moment at which it happens.
 
 Three files cannot be replaced in one step. So the new content of all of them goes into one journal first:
 
@@ -6,9 +6,9 @@ Three files cannot be replaced in one step. So the new content of all of them go
 2. the journal, which holds them too, is written, flushed and renamed into place: the commit point,
 3. each file is replaced by a rename, and the journal is removed.
 
-A crash before 2 leaves everything as it was. After 2, whoever opens the folder next finishes what the journal says.
-A file that is neither as the journal found it nor as it shall become was changed by somebody in between: then
-nothing is touched and a person is asked.
+A crash before 2 leaves everything as it was. After 2, whoever opens the folder next finishes what the journal
+says. A file that is neither as the journal found it nor as it shall become was changed by somebody in
+between: then nothing is touched and a person is asked.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ def locked(folder: Path, names: Sequence[str], seconds: float = LOCK_SECONDS) ->
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        msg = f"{folder}: {error.strerror or error}; the setting 'folder' must name a folder with offers.csv and needs.csv"
+        msg = (
+            f"{folder}: {error.strerror or error}; the setting 'folder' must name a folder with "
+            "offers.csv and needs.csv"
+        )
         raise SourceError(msg) from error
     try:
         _lock(descriptor, folder, seconds)
@@ -83,11 +86,17 @@ def _lock(descriptor: int, folder: Path, seconds: float) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if time.monotonic() >= deadline:
-                msg = f"{folder}: another program has had the folder for {seconds:g} s; try again when it is done"
+                msg = (
+                    f"{folder}: another program has had the folder for {seconds:g} s; try again when it "
+                    "is done"
+                )
                 raise AgentError(msg) from error
             time.sleep(_POLL_SECONDS)
         except OSError as error:
-            msg = f"{folder}: it cannot be locked ({error.strerror}); a network folder may need locking switched on"
+            msg = (
+                f"{folder}: it cannot be locked ({error.strerror}); a network folder may need locking "
+                "switched on"
+            )
             raise SourceError(msg) from error
         else:
             return
@@ -114,7 +123,8 @@ def commit(folder: Path, changes: Sequence[Change]) -> None:
         _finish(folder)
     except OSError as error:
         msg = (
-            f"{error.filename or folder}: {error.strerror or error}; the change is decided and kept in {JOURNAL}, "
+            f"{error.filename or folder}: {error.strerror or error}; the change is decided and kept in "
+            f"{JOURNAL}, "
             "and will be finished when the folder is used next"
         )
         raise AgentError(msg) from error
@@ -141,7 +151,10 @@ def recover(folder: Path, names: Sequence[str]) -> bool:
             _put(folder / name, None if content is None else _stage(folder / name, content))
         _finish(folder)
     except OSError as error:
-        msg = f"{error.filename or folder}: {error.strerror or error}; an interrupted change ({JOURNAL}) cannot be finished"
+        msg = (
+            f"{error.filename or folder}: {error.strerror or error}; an interrupted change ({JOURNAL}) "
+            "cannot be finished"
+        )
         raise SourceError(msg) from error
     _discard(folder, names)
     return True
@@ -163,7 +176,10 @@ def _entries(journal: Path) -> Mapping[str, Mapping[str, str | None]]:
     except (ValueError, TypeError, KeyError, AttributeError):
         whole = False
     if not whole:
-        msg = f"{journal}: an interrupted change was written here, and it was altered since; check the files and delete it"
+        msg = (
+            f"{journal}: an interrupted change was written here, and it was altered since; check the "
+            "files and delete it"
+        )
         raise SourceError(msg)
     return files
 
@@ -177,7 +193,8 @@ def _is_done(path: Path, entry: Mapping[str, str | None]) -> bool:
     now = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
     if now not in {entry["old"], entry["new"]}:
         msg = (
-            f"{path}: it was changed while a match was only half written. The other half is in {path.parent / JOURNAL}. "
+            f"{path}: it was changed while a match was only half written. The other half is in "
+            f"{path.parent / JOURNAL}. "
             "Delete that file to go on with the files as they are now, or bring this file back and run again"
         )
         raise SourceError(msg)

@@ -1,4 +1,4 @@
-"""The rows of matches: the key that makes a match happen once, and the sums that tell an undo what changed since."""
+"""The rows of matches: a key that makes a match happen once, and sums that tell an undo what changed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ class Order:
             AgentError: the proposal was never kept, so that it has no number.
         """
         if proposal.id is None:
-            msg = "a match is applied by the number of its proposal, and this one has none; keep it in the store first"
+            msg = (
+                "a match is applied by the number of its proposal, and this one has none; keep it in the "
+                "store first"
+            )
             raise AgentError(msg)
         mark = sha256_of(str(proposal.id), proposal.run_id or "", proposal.fingerprint)[:8]
         payload = MatchPayload.model_validate(dict(proposal.payload))
@@ -168,16 +171,24 @@ def refusal(
     for record, side, record_id in ((offer, "offer", payload.offer_id), (need, "need", payload.need_id)):
         if record is None:
             return f"the {side} {record_id} is gone, or its row cannot be read any more"
-    if offer is None or need is None:  # said above; mypy cannot see it
-        return None
+    return _mismatch(payload, precondition, offer, need) if offer and need else None
+
+
+def _mismatch(payload: MatchPayload, precondition: str | None, offer: Record, need: Record) -> str | None:
     if precondition is not None and pair_hash(offer, need) != precondition:
         return f"the offer {offer.id} or the need {need.id} was changed since this was proposed"
     if payload.giver_unit() != offer.unit or payload.need_unit() != need.unit:
         return f"the units are now {offer.unit.plural} and {need.unit.plural}"
     if payload.offer_quantity > offer.quantity:
-        return f"only {offer.unit.of(offer.quantity)} of the offer {offer.id} are left, the match takes {offer.unit.of(payload.offer_quantity)}"
+        return (
+            f"only {offer.unit.of(offer.quantity)} of the offer {offer.id} are left, the match takes "
+            f"{offer.unit.of(payload.offer_quantity)}"
+        )
     if payload.quantity > need.quantity:
-        return f"the need {need.id} now asks for {need.unit.of(need.quantity)}, the match gives {need.unit.of(payload.quantity)}"
+        return (
+            f"the need {need.id} now asks for {need.unit.of(need.quantity)}, the match gives "
+            f"{need.unit.of(payload.quantity)}"
+        )
     return None
 
 
@@ -214,14 +225,17 @@ def require_undoable(
         raise UndoConflict(msg)
     if record.identity != kept["identity"]:
         msg = (
-            f"{where}: the row {kept['id']} ({record.locator}) was changed since the match; nothing was changed. "
+            f"{where}: the row {kept['id']} ({record.locator}) was changed since the match; nothing was "
+            "changed. "
             f"The match had left it as: {kept['after']}"
         )
         raise UndoConflict(msg)
     if total(record.quantity, matches, side, record.id) != Decimal(kept["total"]):
         msg = (
-            f"{where}: the quantity of {record.id} ({record.locator}) was changed by hand since the match, to "
-            f"{record.unit.of(record.quantity)}; nothing was changed. Put it right by hand, and delete the row of the match"
+            f"{where}: the quantity of {record.id} ({record.locator}) was changed by hand since the "
+            "match, to "
+            f"{record.unit.of(record.quantity)}; nothing was changed. Put it right by hand, and delete "
+            "the row of the match"
         )
         raise UndoConflict(msg)
     return record

@@ -1,6 +1,6 @@
 """How well one item can stand for another, from 0 to 1, and why. Pure: two readings in, a likeness out.
 
-From 0.7 on the rules say yes, below 0.3 they say no; between them lies the grey band, where a model may be asked.
+From 0.7 on the rules say yes, below 0.3 they say no; in the grey band between a model may be asked.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _names(names: frozenset[str]) -> str:
 
 
 def _best(offer: Reading, need: Reading) -> Likeness:
-    """The best of what is offered against the best of what is needed; all of it counts where several are given."""
+    """The best of what is offered against the best of what is needed; where several are given, all count."""
     matched = [max((_parts(o, n) for n in need.parts), key=lambda one: one.score) for o in offer.parts]
     best = max(matched, key=lambda one: one.score)
     if len(offer.parts) > 1 and offer.joined == "both" and any(one.score < SURE for one in matched):
@@ -142,8 +142,7 @@ def _concepts(words: Vocabulary, offer: str, need: str) -> Likeness:
     if down is not None:
         score = _BROADER[down - 1] if down <= len(_BROADER) else _NOTHING
         return Likeness(score, (f"{_name(offer)} may or may not include {_name(need)}",))
-    shared = set(words.concepts[offer].parents) & set(words.concepts[need].parents)
-    if any(words.concepts[parent].alike for parent in shared):
+    if words.alike(offer, need):
         return Likeness(_ALIKE, (f"{_name(offer)} can sometimes stand in for {_name(need)}",))
     return Likeness(_NOTHING, (f"{_name(offer)} is not {_name(need)}",))
 
@@ -160,7 +159,7 @@ def _detailed(words: Vocabulary, offer: Part, need: Part, base: Likeness) -> Lik
 
 
 def _qualifier_caps(words: Vocabulary, offer: Part, need: Part) -> Iterator[_Cap]:
-    """ "Tomato soup" is soup, but no chicken soup, and a bed for dogs is no bed."""
+    """Tomato soup is soup, but no chicken soup, and a bed of a dog is no bed."""
     offered = {name for name in offer.qualifiers if name not in need.concepts}
     needed = {name for name in need.qualifiers if name not in offer.concepts}
     served = {n for n in needed if any(words.steps_up(o, n) is not None for o in offered | offer.concepts)}

@@ -1,4 +1,4 @@
-"""Quantities as people type them: decimal point or comma, sometimes with the unit; and written back the same way."""
+"""Quantities as people type them: decimal point or comma, perhaps with the unit; and written back so."""
 
 from __future__ import annotations
 
@@ -77,7 +77,10 @@ def _split(text: str) -> tuple[str, str | None, str]:
     elif len(marks) == 1:
         whole, _, decimals = bare.partition(marks[0])
         if len(decimals) == 3 and whole.strip("0"):
-            msg = f"{text!r} can be read as {whole}.{decimals} or as {whole}{decimals}; write {whole}.{decimals}0 or {whole}{decimals}"
+            msg = (
+                f"{text!r} can be read as {whole}.{decimals} or as {whole}{decimals}; write "
+                f"{whole}.{decimals}0 or {whole}{decimals}"
+            )
             raise BadQuantity(msg)
         return whole, marks[0], decimals
     elif _GROUPS.fullmatch(bare) and len(set(marks)) == 1:

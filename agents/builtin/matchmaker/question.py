@@ -160,7 +160,7 @@ class Questions:
 
 
 def _names(persons: Iterable[str]) -> frozenset[str]:
-    """The words of names, without those that are words of the vocabulary ("kitchen" of "Casa Luz kitchen")."""
+    """The words of names, without those that the vocabulary knows ("kitchen" of "Casa Luz kitchen")."""
     words = vocabulary()
     common = words.words["modifiers"] | words.single_words
     return frozenset(

@@ -1,19 +1,20 @@
-"""Record: one offer or one need, checked where it enters. What cannot be understood is said, never guessed."""
+"""Record: one offer or one need, checked where it enters. What is not understood is said, never guessed."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from decimal import Decimal
 from enum import Enum
-from typing import Literal
+from typing import Literal, TypeVar
 
 from agents.builtin.matchmaker.columns import Field
 from agents.builtin.matchmaker.diet import Contents, UnknownLimit, parse_contents, parse_limits
 from agents.builtin.matchmaker.quantities import BadQuantity, parse_quantity
-from agents.builtin.matchmaker.reading import Reading, read_item
+from agents.builtin.matchmaker.reader import read_item
+from agents.builtin.matchmaker.reading import Reading
 from agents.builtin.matchmaker.text import plain_words
 from agents.builtin.matchmaker.units import Unit, UnknownUnit, parse_unit
 from agents.builtin.matchmaker.vocabulary import vocabulary
@@ -21,6 +22,7 @@ from agents.builtin.matchmaker.windows import BadWindow, Window, parse_moment, p
 from agents.proposal import sha256_of
 
 Side = Literal["offer", "need"]
+_T = TypeVar("_T")
 
 
 class Transport(Enum):
@@ -162,7 +164,7 @@ def record_from(row: Row, side: Side, source: str, zone: tzinfo) -> Record:
         place=" ".join(row.text("place").split()),
         window=_window(row, zone),
         contents=_contents(row, reading) if side == "offer" else Contents(),
-        limits=_limits(row) | reading.limits if side == "need" else frozenset(),
+        limits=_checked(row, "dietary", parse_limits) | reading.limits if side == "need" else frozenset(),
         person=" ".join(row.text("person").split()),
         transport=_transport(row.text("transport"), side),
         notes=row.text("notes"),
@@ -192,19 +194,20 @@ def _amount(row: Row) -> tuple[Decimal, Unit]:
 
 
 def _window(row: Row, zone: tzinfo) -> Window:
-    fields: tuple[Field, Field, Field] = ("from", "until", "times")
-    at: Field = "from"
+    start = _checked(row, "from", lambda text: parse_moment(text, zone))
+    end = _checked(row, "until", lambda text: parse_moment(text, zone, end=True))
+    if start is not None and end is not None and start >= end:
+        msg = f"it ends ({row.text('until')}) before it begins ({row.text('from')})"
+        raise BadRow("until", msg)
+    return Window(start, end, _checked(row, "times", parse_times))
+
+
+def _checked(row: Row, field: Field, parse: Callable[[str], _T]) -> _T:
+    """A field as `parse` reads it; what it complains about is about that field."""
     try:
-        start = parse_moment(row.text("from"), zone)
-        at = "until"
-        end = parse_moment(row.text("until"), zone, end=True)
-        if start is not None and end is not None and start >= end:
-            msg = f"it ends ({row.text('until')}) before it begins ({row.text('from')})"
-            raise BadWindow(msg)
-        at = fields[2]
-        return Window(start, end, parse_times(row.text("times")))
-    except BadWindow as error:
-        raise BadRow(at, str(error)) from error
+        return parse(row.text(field))
+    except (BadWindow, UnknownLimit) as error:
+        raise BadRow(field, str(error)) from error
 
 
 def _contents(row: Row, reading: Reading) -> Contents:
@@ -214,13 +217,6 @@ def _contents(row: Row, reading: Reading) -> Contents:
     return Contents(
         stated.present, stated.absent | (frozenset(claimed) - stated.present), stated.complete
     ).with_nature(reading.contains, plain_food=reading.plain)
-
-
-def _limits(row: Row) -> frozenset[str]:
-    try:
-        return parse_limits(row.text("dietary"))
-    except UnknownLimit as error:
-        raise BadRow("dietary", str(error)) from error
 
 
 def _transport(text: str, side: Side) -> Transport:

@@ -1,4 +1,4 @@
-"""What the rules say about one offer and one need. A rule that says no is final: no model is asked about it."""
+"""What the rules say about one offer and one need. A rule that says no is final: no model is asked then."""
 
 from __future__ import annotations
 

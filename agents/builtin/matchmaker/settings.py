@@ -37,7 +37,9 @@ class MatchmakerSettings(BaseModel):
     database: Path | None = Field(
         default=None,
         validate_default=True,
-        description="sqlite: the database file. A relative path starts at the folder of the configuration file",
+        description=(
+            "sqlite: the database file. A relative path starts at the folder of the configuration file"
+        ),
     )
     offers_query: str = Field(
         default="SELECT * FROM offers",
@@ -92,7 +94,9 @@ class MatchmakerSettings(BaseModel):
         default=0.1,
         ge=0,
         le=1,
-        description="a rest of an offer is not proposed for a need of which it would serve a smaller part than this",
+        description=(
+            "a rest of an offer is not proposed for a need of which it would serve a smaller part than this"
+        ),
     )
 
     @field_validator("folder")

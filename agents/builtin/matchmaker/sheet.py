@@ -70,7 +70,7 @@ class Sheet:
         return self.text + self.newline + row
 
     def without(self, record: CsvRecord) -> str:
-        """The whole text without a record; one that ends the file without a line ending takes the one before."""
+        """The whole text without a record; an unended last line takes the line ending before it along."""
         start = record.start
         if record.after == record.end:
             before = self.text[:start]
@@ -95,7 +95,10 @@ def read_sheet(path: Path, known: Callable[[str], bool]) -> Sheet:
     delimiter = separator[1] if separator else _delimiter(text, start, path.name, known)
     found = [record for record in split_records(text, delimiter, path.name, start) if not record.is_blank]
     if not found:
-        msg = f"{path.name}:1: the file is empty; its first line must name the columns: id, item, quantity, unit, ..."
+        msg = (
+            f"{path.name}:1: the file is empty; its first line must name the columns: id, item, "
+            "quantity, unit, ..."
+        )
         raise SourceError(msg)
     return Sheet(
         path=path,
@@ -125,7 +128,10 @@ def _decoded(path: Path) -> str:
     except UnicodeDecodeError as error:
         before = data[: error.start]
         line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
-        msg = f"{path.name}:{line}:{column}: the byte 0x{data[error.start]:02x} is not UTF-8; save the file again as 'CSV UTF-8'"
+        msg = (
+            f"{path.name}:{line}:{column}: the byte 0x{data[error.start]:02x} is not UTF-8; save the "
+            "file again as 'CSV UTF-8'"
+        )
         raise SourceError(msg) from error
 
 

@@ -30,7 +30,7 @@ class Loaded:
 
 
 class Source(ABC):
-    """Offers and needs in one place. Its methods block, and are safe against each other and other programs."""
+    """Offers and needs in one place. Methods block, and are safe against each other and other programs."""
 
     @abstractmethod
     def load(self) -> Loaded:
@@ -99,6 +99,7 @@ def records_of(
         if len(locators) > 1:
             found.pop(record_id, None)
             notes.append(
-                f"{source}: id: {record_id!r} stands in {' and '.join(locators)}; an id must be unique; these rows were left out"
+                f"{source}: id: {record_id!r} stands in {' and '.join(locators)}; an id must be unique; "
+                "these rows were left out"
             )
     return found, notes

@@ -1,4 +1,4 @@
-"""Offers and needs in a SQLite database: two queries to read them, two tables and one for matches to write."""
+"""Offers and needs in a SQLite database: two queries to read them, three tables to write a match."""
 
 from __future__ import annotations
 
@@ -83,7 +83,10 @@ class SqliteSource(Source):
                 connection.execute("PRAGMA synchronous = EXTRA")
                 yield connection
         except sqlite3.Error as error:
-            msg = f"{self._database}: {error}; the settings 'database', 'offers_query' and 'needs_query' say what is read"
+            msg = (
+                f"{self._database}: {error}; the settings 'database', 'offers_query' and 'needs_query' "
+                "say what is read"
+            )
             raise (SourceError if mode == "ro" else AgentError)(msg) from error
 
     def _records(self, connection: sqlite3.Connection, side: Side) -> tuple[dict[str, Record], list[str]]:
@@ -145,7 +148,10 @@ class SqliteSource(Source):
         query = f"SELECT {_name(self._quantity)} FROM {_name(self._tables[side])} WHERE {self._where()}"  # noqa: S608
         rows = connection.execute(query, (record_id,)).fetchall()
         if len(rows) != 1:
-            msg = f"{self._tables[side]}: there are {len(rows)} rows whose {self._id} is {record_id!r}; there must be one"
+            msg = (
+                f"{self._tables[side]}: there are {len(rows)} rows whose {self._id} is {record_id!r}; "
+                "there must be one"
+            )
             raise AgentError(msg)
         value: Stored = rows[0][0]
         return value
@@ -155,7 +161,10 @@ class SqliteSource(Source):
         connection.execute(query, (value, record_id))
         stored = self._stored(connection, side, record_id)
         if stored != value:
-            msg = f"{self._tables[side]}: {self._quantity} of {record_id} is {stored!r} after {value!r} was written; nothing was changed"
+            msg = (
+                f"{self._tables[side]}: {self._quantity} of {record_id} is {stored!r} after {value!r} "
+                "was written; nothing was changed"
+            )
             raise PreconditionFailed(msg)
 
     def _where(self) -> str:
@@ -177,7 +186,10 @@ class SqliteSource(Source):
             record_id = match.record_id(side)
             record = self._records(connection, side)[0].get(record_id)
             if record is None:
-                msg = f"{self._tables[side]}: the row {record_id} of a match that was applied is gone or cannot be read any more"
+                msg = (
+                    f"{self._tables[side]}: the row {record_id} of a match that was applied is gone or "
+                    "cannot be read any more"
+                )
                 raise AgentError(msg)
             data[side] = {
                 "table": self._tables[side],

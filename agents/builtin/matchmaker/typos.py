@@ -1,4 +1,4 @@
-"""Which known word a misspelt one is meant to be: one letter missing, too many, or swapped with its neighbour."""
+"""Which known word a misspelt one is meant to be: a letter missing, too many, or swapped with the next."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHORTEST = 6
 
 @lru_cache(maxsize=1024)
 def meant(word: str) -> str | None:
-    """The one known word that `word` is a typing error of; None if there is none, or several of different meaning."""
+    """The known word that `word` is a typing error of; None if there is none, or several of other meaning."""
     if len(word) < SHORTEST or not word.isalpha():
         return None
     index = _index()

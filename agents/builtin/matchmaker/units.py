@@ -1,10 +1,10 @@
 """Units of what people give: their names in English and Spanish, and exact conversion within one dimension.
 
-Sources of the factors: the pound is exactly 0.45359237 kg and the foot exactly 0.3048 m (international yard and
-pound agreement of 1959; NIST Handbook 44, appendix C). The US gallon is 231 cubic inches, so a US pint is exactly
-473.176473 ml; the imperial gallon is exactly 4.54609 l (UK Weights and Measures Act 1985), so an imperial pint is
-exactly 568.26125 ml. A pint of which nobody says whose is a dimension of its own: it converts to quarts and
-gallons, which hold 2 and 8 pints in both systems, and to nothing else.
+Sources of the factors: the pound is exactly 0.45359237 kg and the foot exactly 0.3048 m (international yard
+and pound agreement of 1959; NIST Handbook 44, appendix C). The US gallon is 231 cubic inches, so a US pint is
+exactly 473.176473 ml; the imperial gallon is exactly 4.54609 l (UK Weights and Measures Act 1985), so an
+imperial pint is exactly 568.26125 ml. A pint of which nobody says whose is a dimension of its own: it
+converts to quarts and gallons, which hold 2 and 8 pints in both systems, and to nothing else.
 """
 
 from __future__ import annotations

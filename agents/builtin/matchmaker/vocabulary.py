@@ -19,6 +19,8 @@ Language = Literal["en", "es"]
 LANGUAGES: tuple[Language, ...] = ("en", "es")
 LONGEST = 6
 """Most words of one term."""
+NEAR = 2
+"""Most steps up to what two things that can stand in for one another are both kinds of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,7 @@ class Vocabulary:
         limits: name of a limit to what it leaves out.
         limit_phrases: plain phrase to limit.
         implied: content to what must be left out with it.
+        headings: plain heading of a column to its field.
         words: class of words ("articles", "details", ...) to its members.
     """
 
@@ -82,6 +85,7 @@ class Vocabulary:
     limits: Mapping[str, tuple[str, ...]]
     limit_phrases: Mapping[str, str]
     implied: Mapping[str, tuple[str, ...]]
+    headings: Mapping[str, str]
     words: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def meanings(self, tokens: Sequence[str], at: int) -> tuple[int, tuple[Meaning, ...]]:
@@ -123,6 +127,12 @@ class Vocabulary:
         """How many steps `ancestor` is above `concept`; None when it is not."""
         return self.concepts[concept].lineage.get(ancestor)
 
+    def alike(self, one: str, other: str) -> bool:
+        """Whether both are kinds, at most `NEAR` steps down, of something whose kinds are much alike."""
+        up, over = self.concepts[one].lineage, self.concepts[other].lineage
+        shared = (name for name in up.keys() & over.keys() if max(up[name], over[name]) <= NEAR)
+        return any(self.concepts[name].alike for name in shared)
+
     @cached_property
     def single_words(self) -> frozenset[str]:
         """Every phrase of one word, for finding typing errors."""
@@ -161,6 +171,11 @@ def vocabulary_of(data: Mapping[str, Any]) -> Vocabulary:
         limits={name: tuple(listed(spec["without"])) for name, spec in data["limits"].items()},
         limit_phrases={phrase: name for name, phrase in _terms(data["limits"], nothing)},
         implied={name: tuple(listed(text)) for name, text in data["implies"].items()},
+        headings={
+            " ".join(plain_words(text)): name
+            for name, all_ in data["headings"].items()
+            for text in listed(all_)
+        },
         words=words,
     )
 

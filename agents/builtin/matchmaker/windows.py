@@ -1,4 +1,4 @@
-"""When something is to be had: a span of dates, days of the week with hours, or both; and what two have in common."""
+"""When something is to be had: dates, days of the week with hours, or both; and what two have in common."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def parse_times(text: str) -> tuple[Slot, ...]:
         BadWindow: a part of it is not understood.
     """
     reader = _TimesReader(text)
-    cleaned = _FILLERS.sub(" ", plain(text))
+    cleaned = " ".join(_FILLERS.sub(" ", plain(text)).split())
     for token in _TOKEN.finditer(cleaned):
         reader.take(token)
     return reader.slots()

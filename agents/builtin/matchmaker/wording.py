@@ -91,9 +91,10 @@ def confidence(pair: Pair, opinion: Opinion | None) -> float:
     )
 
 
-def amount_note(share: Share, pair: Pair) -> str:
+def amount_note(pair: Pair) -> str:
     """For the list of constraints."""
     return (
-        f"of {written(pair.offer.quantity)} {pair.offer.unit.plural} offered and {written(pair.need.quantity)} "
+        f"of {written(pair.offer.quantity)} {pair.offer.unit.plural} offered and "
+        f"{written(pair.need.quantity)} "
         f"{pair.need.unit.plural} needed, nothing is promised twice"
     )
