@@ -301,11 +301,10 @@ class ProposalDesk:
         return await self._decide(ask, "edit", decisions.WAITING, change)
 
     async def _apply(self, ask: _Ask) -> Proposal:
+        # One that is APPLYING or UNDOING was left so by a crash: we hold the lock of whoever works on it.
         async def change(page: Page, proposal: Proposal, words: dict[str, str]) -> Proposal:
             decisions.check_approved(proposal)
             decisions.check_time(proposal, page.now)
-            if proposal.status is _S.APPLYING:  # a crash left it: we hold the lock of whoever applies
-                return proposal
             return await page.move(proposal, _S.APPLYING, "apply", **words)
 
         async with self._with_agent(ask.proposal_id) as agent:
@@ -317,8 +316,6 @@ class ProposalDesk:
     async def _undo(self, ask: _Ask) -> Proposal:
         async def change(page: Page, proposal: Proposal, words: dict[str, str]) -> Proposal:
             decisions.check_undoable(proposal)
-            if proposal.status is _S.UNDOING:  # as above
-                return proposal
             return await page.move(proposal, _S.UNDOING, "undo", **words)
 
         async with self._with_agent(ask.proposal_id) as agent:

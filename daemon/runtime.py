@@ -144,4 +144,5 @@ async def _select(settings: Settings, llm_config: LLMConfig | None, *, with_llm:
     if llm_config is not None:
         reason = f"{llm_config.backend} with the model {llm_config.model}, as the caller asked."
         return Selection(config=llm_config, reason=reason)
-    return await select_backend(settings.llm_environ())
+    # In a thread: the key may stand in a file.
+    return await select_backend(await asyncio.to_thread(settings.llm_environ))

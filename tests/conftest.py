@@ -23,9 +23,12 @@ MAY_BLOCK = [
     "daemon.settings",
 ]
 
-# Done once, before the loop has anything else to do: finding plugins and looking whether a model is there.
+# Done once, before the loop has anything else to do: importing, finding plugins, looking whether a model is there.
 # The response cache reads on the loop on purpose: a thread hop costs several times the query.
 ALLOWED = {
+    "llm/__init__.py": ("__getattr__",),
+    "agents/__init__.py": ("__getattr__",),
+    "daemon/__init__.py": ("__getattr__",),
     "llm/registry.py": ("backend_names", "backend_class"),
     "agents/registry.py": ("_installed", "_plugins"),
     "llm/backends/llamacpp.py": ("_checked",),

@@ -6,7 +6,7 @@ import logging
 
 import click
 
-from daemon.commands.base import Invocation, command_options, examples, pass_invocation, run
+from daemon.commands.base import Invocation, command_options, examples, pass_invocation
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +33,12 @@ def run_daemon(call: Invocation) -> int:
         SettingsError: the configuration cannot work; nothing was started.
     """
     from daemon.app import Daemon  # noqa: PLC0415 - loads everything
+    from daemon.lifecycle import run_process  # noqa: PLC0415 - see above
 
     settings = call.settings(check_agents=True)
     with call.logging(settings, service=True):
         for warning in settings.warnings:
             _log.warning("%s", warning)
     daemon = Daemon(settings, log_level="debug" if call.debug else None)  # it does its own logging
-    return run(daemon.run_until_stopped())
+    # Not asyncio.run: an agent that ignores being cancelled must not keep the process alive.
+    return run_process(daemon.run_until_stopped())

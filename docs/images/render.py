@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-COLUMNS = 112
+COLUMNS = 122
 
 # rich's own template without its web fonts: the picture needs nothing from elsewhere.
 TEMPLATE = """\

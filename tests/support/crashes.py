@@ -28,6 +28,7 @@ from agents.proposal import Proposal
 from daemon.runtime import open_runtime
 from tests.support.stores import LedgerAgent, line, model_call, settings_in
 
+ROOM = {"max_open": 1_000_000}
 MOST_WORDS = 8
 LONGEST = 0.03
 
@@ -58,7 +59,7 @@ class Story:
 
 async def work(folder: Path, tell: Callable[..., None]) -> None:
     """Recover, then run, approve, undo and reject for ever; each is told once it has returned."""
-    async with open_runtime(settings_in(folder), agents=[Busy], with_llm=False) as runtime:
+    async with open_runtime(settings_in(folder, busy=ROOM), agents=[Busy], with_llm=False) as runtime:
         tell("recovered", len(await runtime.desk.recover()))
         while True:
             result = await runtime.runner.run("busy", "manual")

@@ -68,6 +68,9 @@ class LedgerAgent(BaseAgent):
         """The file that those wait for whose trouble is "waits"."""
         return self.file.with_name("go")
 
+    def may_go(self) -> bool:
+        return self.go.exists()
+
     def lines(self) -> list[str]:
         return self.file.read_text().splitlines() if self.file.exists() else []
 
@@ -77,7 +80,7 @@ class LedgerAgent(BaseAgent):
     async def apply(self, proposal: Proposal) -> dict[str, Any] | None:
         trouble = proposal.payload.get("trouble", "")
         if trouble == "waits":
-            await until(self.go.exists)
+            await until(self.may_go)
         await _make(trouble)
         await asyncio.to_thread(self._add, f"{proposal.id} ", proposal.payload["text"])
         return {"number": proposal.id} if trouble != "nothing to undo" else None

@@ -437,7 +437,8 @@ async def test_apply_and_undo_by_hand_also_finish_what_a_crash_left(it: Bench) -
     number = await it.one()
     await it.desk.approve(number, "ana", "cli", apply=False)
     await crash_in(it, number, _S.APPLYING)
-    assert (await it.desk.apply(number, "ana", "cli")).status is _S.APPLIED
+    assert (await it.desk.apply(number, "luis", "cli")).status is _S.APPLIED
+    assert [d.by for d in (await it.proposals.get(number)).decisions] == ["ana", "luis"]
     await crash_in(it, number, _S.UNDOING)
     assert (await it.desk.undo(number, "ana", "cli")).status is _S.UNDONE
 
@@ -501,6 +502,20 @@ async def test_closing_cuts_off_what_takes_too_long_and_recover_finishes_it(tmp_
         (done,) = await it.desk.recover()
         assert done.status is _S.APPLIED
         assert it.ledger.lines() == ["1 one"]
+
+
+async def test_a_step_that_is_no_arrow_is_refused_and_nothing_is_recorded(it: Bench) -> None:
+    proposal = await it.proposals.get(await it.one())
+
+    async def step() -> None:
+        async with it.desk._ledger.page() as page:
+            await page.move(proposal, _S.REJECTED, "reject", by="ana")
+            await page.move(proposal, _S.APPLIED, "applied")
+
+    with pytest.raises(DecisionRefused, match="proposal 1 is pending; it cannot become applied"):
+        await step()
+    assert await it.proposals.get(1) == proposal
+    assert it.changes() == []
 
 
 async def test_a_subscriber_that_fails_changes_nothing(

@@ -230,7 +230,7 @@ class _Seen:
     events: list[tuple[str, str | None, str, str, str]] = field(default_factory=list)
 
     def check_history(self) -> None:
-        """Every step is an arrow of the life cycle, and nothing was applied that was not approved as it stood."""
+        """Every step is an arrow of the life cycle; nothing was applied that was not approved as it stood."""
         stands: ProposalStatus | None = None
         approvals: set[tuple[str, str]] = set()
         for action, before, after, by, digest in self.events:

@@ -47,9 +47,11 @@ class Book:
     def records(self) -> tuple[dict[str, Record], list[str]]:
         """The usable records by id, and notes about the other rows."""
         rows, notes = [], []
+        # A delimiter at the end of every row is a habit of some programs; at the end of one it is a slip.
+        habit = len({len(record.cells) for record in self.sheet.rows}) == 1
         for record in self.sheet.rows:
-            extra = [cell for cell in record.texts[len(self.fields) :] if cell.strip()]
-            if extra:
+            extra = record.texts[len(self.fields) :]
+            if extra and not (habit and not any(cell.strip() for cell in extra)):
                 notes.append(self._too_long(record))
             else:
                 rows.append(self._row(record))

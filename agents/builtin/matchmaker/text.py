@@ -49,7 +49,7 @@ def plurals(word: str, language: str) -> set[str]:
 
 def singular(word: str) -> str:
     """A rough singular, only to compare words that nobody knows with one another."""
-    for ending, instead in (("ies", "y"), ("ces", "z"), ("sses", "ss")):
+    for ending, instead in (("ies", "y"), ("oes", "o"), ("ces", "z"), ("sses", "ss")):
         if len(word) > 4 and word.endswith(ending):
             return word.removesuffix(ending) + instead
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith("ss") else word
