@@ -23,7 +23,7 @@ MAY_BLOCK = [
     "daemon.settings",
 ]
 
-# Done once, before the loop has anything else to do: importing, finding plugins, looking whether a model is there.
+# Done once, before the loop has anything else to do: importing, finding plugins, looking for a model.
 # The response cache reads on the loop on purpose: a thread hop costs several times the query.
 ALLOWED = {
     "llm/__init__.py": ("__getattr__",),
