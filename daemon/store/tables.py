@@ -122,6 +122,7 @@ runs = Table(
     Column("error", Text),
     Column("notes", JsonText, nullable=False),
     Index("ix_runs_agent", "agent", "id"),
+    sqlite_with_rowid=False,  # names sort by time, so this appends, and writes one page less for each run
 )
 
 model_calls = Table(

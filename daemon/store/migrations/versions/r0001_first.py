@@ -46,6 +46,7 @@ def _runs() -> None:
         sa.Column("model", sa.Text),
         sa.Column("error", sa.Text),
         _text("notes"),
+        sqlite_with_rowid=False,
     )
     op.create_index("ix_runs_agent", "runs", ["agent", "id"])
 
