@@ -71,8 +71,9 @@ class BaseAgent(ABC):
     async def apply(self, proposal: Proposal) -> Mapping[str, Any] | None:
         """Do what an approved proposal says, all of it or nothing.
 
-        Without one of its own, an agent only informs: approving its proposal means "noted", and changes
-        nothing. It may be called again for the same proposal after a crash, and must then notice what is already
+        Without one of its own, an agent only informs: approving its proposal means "noted".
+
+        It may be called again for the same proposal after a crash, and must then notice what is already
         done (`proposal.id` is the key) and return the same undo data.
 
         Returns:

@@ -186,7 +186,7 @@ def _evidence(values: Any) -> tuple[Evidence, ...]:
     if not rest:
         return kept
     # What is not kept still counts: new evidence brings back what a person turned down.
-    summary = sha256_of(*(f"{p.source}\x1e{p.locator}\x1e{p.sha256}" for p in rest))
+    summary = sha256_of(*(sha256_of(p.source, p.locator, p.sha256) for p in rest))
     return (*kept, Evidence(source="…", locator=f"{len(rest)} more pieces", excerpt="", sha256=summary))
 
 

@@ -93,7 +93,7 @@ async def open_runtime(
         LLMError: the model's settings cannot work.
     """
     await asyncio.to_thread(import_module, "daemon.store.runs")  # loads SQLAlchemy: 0.2 s of CPU
-    from daemon.store.engine import Database  # noqa: PLC0415
+    from daemon.store.engine import Database  # noqa: PLC0415 - loads SQLAlchemy
     from daemon.store.proposals import ProposalStore  # noqa: PLC0415
     from daemon.store.runs import RunStore  # noqa: PLC0415
 

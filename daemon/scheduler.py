@@ -124,6 +124,8 @@ class AgentScheduler:
         """
         async with self._opened() as runtime:
             trigger = "once" if self._timer is None else "manual"
+            if self._timer is None:  # nobody started it: finish what a crash left half-way
+                await runtime.desk.recover()
             if agent is not None and agent not in runtime.registry.names():
                 runtime.registry.get(agent)  # says which there are
             names = runtime.agent_names if agent is None else (agent,)

@@ -33,7 +33,9 @@ AMOUNT = st.decimals("0.01", 5000, places=2)
 
 
 @given(AMOUNT, AMOUNT, UNITS)
-def test_a_share_is_never_more_than_is_free_or_asked_for(free: Decimal, asked: Decimal, units: tuple[str, str]) -> None:
+def test_a_share_is_never_more_than_is_free_or_asked_for(
+    free: Decimal, asked: Decimal, units: tuple[str, str]
+) -> None:
     one, other = parse_unit(units[0]), parse_unit(units[1])
     quantity, taken = amounts(free, one, asked, other)
     assert 0 <= quantity <= asked
@@ -105,7 +107,9 @@ async def test_an_offer_is_split_and_a_need_is_served_by_several(tmp_path: Path)
     assert given_ == {("O1", "N1"): "4", ("O1", "N2"): "5", ("O1", "N3"): "1", ("O2", "N3"): "3"}
 
 
-async def test_an_exact_thing_is_served_before_a_category_and_what_is_urgent_before_what_is_not(tmp_path: Path) -> None:
+async def test_an_exact_thing_is_served_before_a_category_and_what_is_urgent_before_what_is_not(
+    tmp_path: Path,
+) -> None:
     header = "id,item,quantity,unit,until"
     tmp_path.joinpath("offers.csv").write_text(f"{header}\nO1,tomatoes,5,kg,\n", encoding="utf-8")
     needs = ["N1,vegetables,5,kg,2026-05-21", "N2,tomatoes,3,kg,", "N3,tomatoes,3,kg,2026-06-30"]
@@ -114,7 +118,9 @@ async def test_an_exact_thing_is_served_before_a_category_and_what_is_urgent_bef
     assert [(p.payload["need_id"], p.payload["quantity"]) for p in found] == [("N3", "3"), ("N2", "2")]
 
 
-async def test_a_rest_that_is_not_worth_the_way_is_not_proposed_but_a_small_whole_offer_is(tmp_path: Path) -> None:
+async def test_a_rest_that_is_not_worth_the_way_is_not_proposed_but_a_small_whole_offer_is(
+    tmp_path: Path,
+) -> None:
     folder = simple_folder(
         tmp_path, ["O1,rice,10,kg", "O2,beans,1,kg"], ["N1,rice,9.5,kg", "N2,rice,20,kg", "N3,beans,50,kg"]
     )
@@ -123,7 +129,9 @@ async def test_a_rest_that_is_not_worth_the_way_is_not_proposed_but_a_small_whol
     assert everything == {("O1", "N1"), ("O1", "N2"), ("O2", "N3")}
 
 
-async def test_what_open_proposals_promise_is_held_back_and_their_pairs_are_not_proposed_again(tmp_path: Path) -> None:
+async def test_what_open_proposals_promise_is_held_back_and_their_pairs_are_not_proposed_again(
+    tmp_path: Path,
+) -> None:
     folder = simple_folder(tmp_path, ["O1,rice,10,kg"], ["N1,rice,4,kg", "N2,rice,5,kg"])
     first = kept(await proposals_of(folder))
     settings = {"folder": str(folder)}
@@ -158,7 +166,11 @@ async def test_over_the_examples_no_offer_and_no_need_is_overdrawn(tmp_path: Pat
         for key, amount in (("offer_id", "offer_quantity"), ("need_id", "quantity")):
             record = str(proposal.payload[key])
             sums[record] = sums.get(record, Decimal(0)) + Decimal(str(proposal.payload[amount]))
-    rows = [line.split(",") for name in ("offers", "needs") for line in _lines(tmp_path / "community" / f"{name}.csv")]
+    rows = [
+        line.split(",")
+        for name in ("offers", "needs")
+        for line in _lines(tmp_path / "community" / f"{name}.csv")
+    ]
     stock = {row[0]: Decimal(row[2]) for row in rows}
     assert all(total <= stock[record] for record, total in sums.items())
 

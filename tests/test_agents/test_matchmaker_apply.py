@@ -58,7 +58,9 @@ async def applied(folder: Path, proposal: Proposal) -> Proposal:
 
 
 async def one_match(tmp_path: Path) -> tuple[Path, Proposal]:
-    folder = simple_folder(tmp_path / "community", ["O1,rice,10.00,kg", "O2,beans,5,kg"], ["N1,arroz,4,kg", "N2,rice,3,kg"])
+    folder = simple_folder(
+        tmp_path / "community", ["O1,rice,10.00,kg", "O2,beans,5,kg"], ["N1,arroz,4,kg", "N2,rice,3,kg"]
+    )
     (first, *_) = kept(await proposals_of(folder))
     assert (first.payload["offer_id"], first.payload["need_id"]) == ("O1", "N1")
     return folder, first
@@ -71,7 +73,9 @@ def changed_lines(before: bytes, after: bytes) -> list[tuple[bytes, bytes]]:
 
 
 @pytest.mark.parametrize("style", STYLES)
-async def test_everything_applied_and_undone_leaves_every_byte_as_it_was(tmp_path: Path, style: dict[str, Any]) -> None:
+async def test_everything_applied_and_undone_leaves_every_byte_as_it_was(
+    tmp_path: Path, style: dict[str, Any]
+) -> None:
     folder = examples_in(tmp_path / "community")
     restyled(folder, style)
     before = contents(folder)
@@ -85,12 +89,14 @@ async def test_everything_applied_and_undone_leaves_every_byte_as_it_was(tmp_pat
 
 
 @pytest.mark.parametrize("style", STYLES)
-async def test_undone_in_any_order_the_files_say_the_same_again(tmp_path: Path, style: dict[str, Any]) -> None:
+async def test_undone_in_any_order_the_files_say_the_same_again(
+    tmp_path: Path, style: dict[str, Any]
+) -> None:
     folder = examples_in(tmp_path / "community")
     restyled(folder, style)
     before = contents(folder)
     done = [await applied(folder, proposal) for proposal in kept(await proposals_of(folder))]
-    random.Random(2).shuffle(done)  # noqa: S311 - an order, not a secret
+    random.Random(2).shuffle(done)
     for proposal in done:
         await matchmaker(folder).undo(proposal)
     assert contents(folder) == before
@@ -108,7 +114,11 @@ async def test_only_the_two_quantities_and_one_new_row_change(tmp_path: Path, st
     for name in ("offers.csv", "needs.csv"):
         ((old, new),) = changed_lines(before[name], after[name])
         delimiter = style.get("delimiter", ",").encode()
-        assert [n for n, (a, b) in enumerate(zip(old.split(delimiter), new.split(delimiter), strict=True)) if a != b] == [2]
+        assert [
+            n
+            for n, (a, b) in enumerate(zip(old.split(delimiter), new.split(delimiter), strict=True))
+            if a != b
+        ] == [2]
 
 
 async def test_a_match_looks_like_the_files_it_comes_from(tmp_path: Path) -> None:
@@ -145,7 +155,9 @@ async def test_the_undo_data_is_the_same_although_other_matches_came_in_between(
 async def test_the_same_number_from_another_database_is_another_match(tmp_path: Path) -> None:
     folder, proposal = await one_match(tmp_path)
     await applied(folder, proposal)
-    (folder / "needs.csv").write_text("id,item,quantity,unit\nN1,arroz,4,kg\nN2,rice,3,kg\n", encoding="utf-8")
+    (folder / "needs.csv").write_text(
+        "id,item,quantity,unit\nN1,arroz,4,kg\nN2,rice,3,kg\n", encoding="utf-8"
+    )
     await applied(folder, proposal.with_changes(run_id="a run of a new database"))
     assert (folder / "offers.csv").read_text(encoding="utf-8").splitlines()[1] == "O1,rice,2.00,kg"
 
@@ -183,7 +195,9 @@ async def test_a_row_that_is_not_as_it_was_proposed_is_left_alone(
 
 async def test_a_need_that_asks_for_less_now_is_not_overfilled(tmp_path: Path) -> None:
     folder, proposal = await one_match(tmp_path)
-    (folder / "needs.csv").write_text("id,item,quantity,unit\nN1,arroz,3,kg\nN2,rice,3,kg\n", encoding="utf-8")
+    (folder / "needs.csv").write_text(
+        "id,item,quantity,unit\nN1,arroz,3,kg\nN2,rice,3,kg\n", encoding="utf-8"
+    )
     with pytest.raises(PreconditionFailed, match="the need N1 now asks for 3 kg, the match gives 4 kg"):
         await matchmaker(folder).apply(proposal)
 
@@ -232,7 +246,10 @@ async def test_what_somebody_changed_since_is_not_overwritten_by_an_undo(
     done = await applied(folder, proposal)
     path = folder / name
     text = path.read_text(encoding="utf-8")
-    path.write_text(text.replace(old, new) if name != "matches.csv" else text.splitlines(keepends=True)[0], encoding="utf-8")
+    path.write_text(
+        text.replace(old, new) if name != "matches.csv" else text.splitlines(keepends=True)[0],
+        encoding="utf-8",
+    )
     before = contents(folder)
     with pytest.raises(UndoConflict, match=complaint):
         await matchmaker(folder).undo(done)
@@ -297,7 +314,10 @@ async def test_a_file_that_is_open_in_libreoffice_is_not_changed_under_its_feet(
 def test_a_folder_that_another_program_holds_is_waited_for_and_then_reported(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(AgentError, match="another program has had the folder for 0.2 s"), locked(tmp_path, [], seconds=0.2):
+    with (
+        pytest.raises(AgentError, match="another program has had the folder for 0.2 s"),
+        locked(tmp_path, [], seconds=0.2),
+    ):
         raise AssertionError
     os.close(descriptor)
     with locked(tmp_path, [], seconds=0.2):

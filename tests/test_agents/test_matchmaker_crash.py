@@ -61,7 +61,9 @@ def interrupted(folder: Path, before: dict[str, bytes], after: dict[str, bytes],
     """The folder as a crash leaves it with the journal in place and so many files replaced."""
     done = {name: after[name] for name in NAMES[:replaced] if name in after}
     gone = [name for name in NAMES[:replaced] if name not in after]
-    restore(folder, {**before, **done, JOURNAL: journal_of(before, after), ".needs.csv.askfirst-new": b"half wr"})
+    restore(
+        folder, {**before, **done, JOURNAL: journal_of(before, after), ".needs.csv.askfirst-new": b"half wr"}
+    )
     for name in gone:
         (folder / name).unlink(missing_ok=True)
 
@@ -112,7 +114,9 @@ async def test_a_file_changed_by_somebody_in_between_stops_the_recovery_before_i
     interrupted(folder, before, after, 1)
     (folder / name).write_bytes(before[name] + b"X9,something new,1,kg\n")
     held = contents(folder)
-    with pytest.raises(SourceError, match=r"it was changed while a match was only half written.*Delete that file"):
+    with pytest.raises(
+        SourceError, match=r"it was changed while a match was only half written.*Delete that file"
+    ):
         await matchmaker(folder).apply(proposal)
     assert contents(folder) == held
     (folder / JOURNAL).unlink()  # the way out that the message names
@@ -120,7 +124,14 @@ async def test_a_file_changed_by_somebody_in_between_stops_the_recovery_before_i
 
 
 @pytest.mark.parametrize(
-    "damaged", [b"", b"[]", b'{"files": 3}', b"\xff", b'{"files": {"offers.csv": {"old": "x", "new": "y", "content": "z"}}}']
+    "damaged",
+    [
+        b"",
+        b"[]",
+        b'{"files": 3}',
+        b"\xff",
+        b'{"files": {"offers.csv": {"old": "x", "new": "y", "content": "z"}}}',
+    ],
 )
 async def test_a_damaged_journal_is_never_followed(tmp_path: Path, damaged: bytes) -> None:
     folder, _, before, _ = await before_and_after(tmp_path)
@@ -133,7 +144,10 @@ async def test_a_damaged_journal_is_never_followed(tmp_path: Path, damaged: byte
 def test_a_change_of_several_files_can_make_and_remove_files(tmp_path: Path) -> None:
     (tmp_path / "old.csv").write_text("a", encoding="utf-8")
     with locked(tmp_path, ["old.csv", "new.csv"]):
-        commit(tmp_path, [Change(name="old.csv", old="a", new=None), Change(name="new.csv", old=None, new="é\r\n")])
+        commit(
+            tmp_path,
+            [Change(name="old.csv", old="a", new=None), Change(name="new.csv", old=None, new="é\r\n")],
+        )
         assert not recover(tmp_path, ["old.csv", "new.csv"])
     assert contents(tmp_path) == {"new.csv": "é\r\n".encode()}
 
@@ -168,7 +182,16 @@ def killed(folder: Path, calls: str, number: int, what: str) -> bool:
     """Run the program and kill it when it enters such a system call for the `number`th time."""
     names = ",".join(f"?{call}" for call in calls.split())
     command = [STRACE or "", "-f", "-qq", "-o", os.devnull, "-e", f"trace={names}"]
-    command += ["-e", f"inject={names}:signal=KILL:when={number}", sys.executable, "-B", "-c", APPLY, str(folder), what]
+    command += [
+        "-e",
+        f"inject={names}:signal=KILL:when={number}",
+        sys.executable,
+        "-B",
+        "-c",
+        APPLY,
+        str(folder),
+        what,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, timeout=120)
     assert done.returncode in {0, -9, 137}, done.stderr.decode()
     return done.returncode != 0
@@ -200,7 +223,9 @@ async def test_killed_at_any_step_and_applied_again_there_is_exactly_one_match(
 
 @pytest.mark.process
 @pytest.mark.skipif(not can_trace(), reason="strace is not installed, or may not trace here")
-async def test_killed_at_any_rename_of_an_undo_and_undone_again_everything_is_as_it_was(tmp_path: Path) -> None:
+async def test_killed_at_any_rename_of_an_undo_and_undone_again_everything_is_as_it_was(
+    tmp_path: Path,
+) -> None:
     folder, proposal, before, after = await before_and_after(tmp_path)
     data = await matchmaker(folder).apply(proposal)
     undoing = proposal.with_changes(undo_data=data)

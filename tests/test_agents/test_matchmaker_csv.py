@@ -71,7 +71,9 @@ async def test_delimiters_line_endings_and_a_byte_order_mark_make_no_difference(
 
 
 async def test_spanish_headings_decimal_commas_and_own_columns_are_understood(tmp_path: Path) -> None:
-    offers = "Código;Artículo;Cantidad;Unidad;Lugar;Días;Color favorito\nO1;tomates;2,5;kilos;Plaza;sáb;rojo\n"
+    offers = (
+        "Código;Artículo;Cantidad;Unidad;Lugar;Días;Color favorito\nO1;tomates;2,5;kilos;Plaza;sáb;rojo\n"
+    )
     needs = "sep=;\nRef;Qué;Cantidad;Lugar\nN1;Tomates;1,5 kg;Plaza\n"
     (found,) = await proposals_of(folder_with(tmp_path, offers, needs))
     assert (found.payload["quantity"], found.payload["unit"]) == ("1.5", "kg")
@@ -81,7 +83,9 @@ async def test_a_field_may_span_lines_and_the_lines_after_it_are_still_counted_r
     offers = HEADER + '\nO1,tomatoes,5,kg,,,,,,,,"two\nlines"\nO2,rice,much,kg,,,,,,,,\n'
     folder = folder_with(tmp_path, offers, NEEDS)
     assert pairs_of(await proposals_of(folder)) == {("O1", "N1")}
-    assert any(note.startswith("offers.csv:4: quantity: 'much' is no quantity") for note in await notes_of(folder))
+    assert any(
+        note.startswith("offers.csv:4: quantity: 'much' is no quantity") for note in await notes_of(folder)
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,13 +94,22 @@ async def test_a_field_may_span_lines_and_the_lines_after_it_are_still_counted_r
         ("O1,tomatoes,,kg,,,,,,,,", "offers.csv:2: quantity: the quantity is missing"),
         ("O1,tomatoes,-4,kg,,,,,,,,", "offers.csv:2: quantity: '-4' is less than nothing"),
         ("O1,tomatoes,1.500,kg,,,,,,,,", "write 1.5000 or 1500"),
-        ("O1,tomatoes,4,kilogrems,,,,,,,,", "offers.csv:2: unit: 'kilogrems' is no unit that is known here; did you mean"),
+        (
+            "O1,tomatoes,4,kilogrems,,,,,,,,",
+            "offers.csv:2: unit: 'kilogrems' is no unit that is known here; did you mean",
+        ),
         ("O1,tomatoes,4 lb,kg,,,,,,,,", "the quantity says 'lb', the unit says 'kg'"),
         ("O1,,4,kg,,,,,,,,", "offers.csv:2: item: there is no item"),
         ("O1,???,4,kg,,,,,,,,", "does not say what it is"),
         (",tomatoes,4,kg,,,,,,,,", "offers.csv:2: id: it is missing"),
-        ("O1,tomatoes,4,kg,,03/05/2031,,,,,,", "offers.csv:2: from: '03/05/2031' is no date; write 2031-05-03"),
-        ("O1,tomatoes,4,kg,,2031-05-03,2031-05-01,,,,,", "offers.csv:2: until: it ends (2031-05-01) before it begins"),
+        (
+            "O1,tomatoes,4,kg,,03/05/2031,,,,,,",
+            "offers.csv:2: from: '03/05/2031' is no date; write 2031-05-03",
+        ),
+        (
+            "O1,tomatoes,4,kg,,2031-05-03,2031-05-01,,,,,",
+            "offers.csv:2: until: it ends (2031-05-01) before it begins",
+        ),
         ("O1,tomatoes,4,kg,,,,whenever,,,,", "offers.csv:2: times: 'whenever' is not understood"),
     ],
 )
@@ -109,14 +122,20 @@ async def test_a_bad_row_is_left_out_and_named_with_what_would_be_right(
     assert any(complaint in note and note.endswith("was left out") for note in notes), notes
 
 
-async def test_a_dietary_limit_that_is_not_understood_keeps_the_need_from_being_served(tmp_path: Path) -> None:
-    folder = folder_with(tmp_path, table(["O1,tomatoes,9,kg,,,,,,,,"]), table(["N1,tomatoes,4,kg,,,,,low sodium,,,"]))
+async def test_a_dietary_limit_that_is_not_understood_keeps_the_need_from_being_served(
+    tmp_path: Path,
+) -> None:
+    folder = folder_with(
+        tmp_path, table(["O1,tomatoes,9,kg,,,,,,,,"]), table(["N1,tomatoes,4,kg,,,,,low sodium,,,"])
+    )
     assert await proposals_of(folder) == []
     assert any("needs.csv:2: dietary: the limit 'low sodium'" in note for note in await notes_of(folder))
 
 
 async def test_an_id_that_stands_twice_is_used_for_neither_row(tmp_path: Path) -> None:
-    folder = simple_folder(tmp_path, ["O1,tomatoes,5,kg", "O1,rice,5,kg", "O2,tomatoes,1,kg"], ["N1,tomatoes,4,kg"])
+    folder = simple_folder(
+        tmp_path, ["O1,tomatoes,5,kg", "O1,rice,5,kg", "O2,tomatoes,1,kg"], ["N1,tomatoes,4,kg"]
+    )
     assert pairs_of(await proposals_of(folder)) == {("O2", "N1")}
     (note,) = await notes_of(folder)
     assert note.startswith("offers.csv: id: 'O1' stands in line 2 and line 3")
@@ -140,11 +159,23 @@ async def test_empty_lines_missing_last_fields_and_used_up_rows_need_no_words(tm
     ("offers", "complaint"),
     [
         (b"", "offers.csv:1: the file is empty"),
-        (b"id,item\nO1,rice\n", "offers.csv:1: there is no column for the quantity; name one of them 'quantity'"),
-        (b"\n\nid;item;amount;qty\n", "offers.csv:3: 'amount' (column 3) and 'qty' (column 4) both mean the quantity"),
-        (b'id,item,quantity\nO1,"rice,4\nO2,beans,1\n', "offers.csv:2:4: a quote is opened here and never closed"),
+        (
+            b"id,item\nO1,rice\n",
+            "offers.csv:1: there is no column for the quantity; name one of them 'quantity'",
+        ),
+        (
+            b"\n\nid;item;amount;qty\n",
+            "offers.csv:3: 'amount' (column 3) and 'qty' (column 4) both mean the quantity",
+        ),
+        (
+            b'id,item,quantity\nO1,"rice,4\nO2,beans,1\n',
+            "offers.csv:2:4: a quote is opened here and never closed",
+        ),
         ("id,item,quantity\nO1,jamón,4\n".encode("latin-1"), "offers.csv:2:7: the byte 0xf3 is not UTF-8"),
-        ("id,item,quantity\nO1,rice,4\n".encode("utf-16"), "offers.csv: this is not UTF-8 text; save it again"),
+        (
+            "id,item,quantity\nO1,rice,4\n".encode("utf-16"),
+            "offers.csv: this is not UTF-8 text; save it again",
+        ),
     ],
 )
 async def test_a_file_that_cannot_be_used_is_refused_with_file_line_and_column(
@@ -180,7 +211,9 @@ async def test_a_decimal_comma_without_quotes_is_noticed_and_not_taken_for_two_f
     folder = folder_with(tmp_path, offers, NEEDS)
     assert pairs_of(await proposals_of(folder)) == {("O2", "N1")}
     (note,) = await notes_of(folder)
-    assert note.startswith("offers.csv:2: it has 5 fields, the header has 4; put a field that contains ',' into quotes")
+    assert note.startswith(
+        "offers.csv:2: it has 5 fields, the header has 4; put a field that contains ',' into quotes"
+    )
 
 
 async def test_a_delimiter_at_the_end_of_every_row_is_no_fault(tmp_path: Path) -> None:

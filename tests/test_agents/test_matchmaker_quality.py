@@ -35,8 +35,19 @@ def test_what_the_rules_propose_is_right_and_most_of_what_fits_is_proposed(part:
 
 
 def test_no_trap_of_another_category_diet_unit_size_or_audience_is_ever_proposed() -> None:
-    hard = {"other category", "dietary", "unit", "size", "audience", "injection", "false friend", "destination"}
-    shown = [p for p in labelled_pairs() if p.trap in hard and p.label == "no" and would_propose(p.offer, p.need)]
+    hard = {
+        "other category",
+        "dietary",
+        "unit",
+        "size",
+        "audience",
+        "injection",
+        "false friend",
+        "destination",
+    }
+    shown = [
+        p for p in labelled_pairs() if p.trap in hard and p.label == "no" and would_propose(p.offer, p.need)
+    ]
     assert shown == []
 
 

@@ -96,7 +96,10 @@ def test_another_thing_is_a_no(offered: str, needed: str) -> None:
 
 
 def test_the_head_of_a_text_is_last_in_english_first_in_spanish_and_the_activity_where_there_is_one() -> None:
-    heads = {text: read_item(text).parts[0].head for text in ("tomato soup", "sopa de tomate", "pruning fruit trees")}
+    heads = {
+        text: read_item(text).parts[0].head
+        for text in ("tomato soup", "sopa de tomate", "pruning fruit trees")
+    }
     assert heads == {"tomato soup": "soup", "sopa de tomate": "sopa", "pruning fruit trees": "pruning"}
 
 
@@ -211,7 +214,10 @@ def test_food_that_breaks_a_limit_is_refused(offered: str, stated: str, limits: 
 )
 def test_unknown_contents_are_never_taken_for_safe(offered: str, stated: str, limits: str) -> None:
     wanted = "food" if offered != "brigadeiros" else "brigadeiros"
-    assert refused(offer(offered, dietary=stated), need(wanted, dietary=limits)) in {"dietary", "unconfirmed diet"}
+    assert refused(offer(offered, dietary=stated), need(wanted, dietary=limits)) in {
+        "dietary",
+        "unconfirmed diet",
+    }
 
 
 def test_a_drill_may_be_lent_to_a_vegan() -> None:
@@ -219,7 +225,9 @@ def test_a_drill_may_be_lent_to_a_vegan() -> None:
 
 
 def test_a_limit_that_is_not_understood_is_named_with_the_known_ones() -> None:
-    with pytest.raises(UnknownLimit, match="'low sodium' is not understood; known are dairy-free, gluten-free"):
+    with pytest.raises(
+        UnknownLimit, match="'low sodium' is not understood; known are dairy-free, gluten-free"
+    ):
         parse_limits("vegan, low sodium")
     with pytest.raises(UnknownLimit, match="not vegan"):
         parse_limits("not vegan")
@@ -298,10 +306,18 @@ INJECTIONS = (
 @pytest.mark.parametrize("text", INJECTIONS)
 @pytest.mark.parametrize("field", ["notes", "person"])
 def test_text_in_notes_or_names_changes_no_verdict(text: str, field: str) -> None:
-    cases = [("tomatoes", "childcare"), ("bread", "bread"), ("pears", "apples"), ("vegetables", "carrots"), ("cake", "cake")]
+    cases = [
+        ("tomatoes", "childcare"),
+        ("bread", "bread"),
+        ("pears", "apples"),
+        ("vegetables", "carrots"),
+        ("cake", "cake"),
+    ]
     for offered, needed in cases:
         plain = judge(offer(offered), need(needed, dietary="vegan"), NOON, UTC)
-        tricked = judge(offer(offered, **{field: text}), need(needed, dietary="vegan", **{field: text}), NOON, UTC)
+        tricked = judge(
+            offer(offered, **{field: text}), need(needed, dietary="vegan", **{field: text}), NOON, UTC
+        )
         assert type(tricked) is type(plain)
         if isinstance(plain, Pair) and isinstance(tricked, Pair):
             assert tricked.likeness == plain.likeness

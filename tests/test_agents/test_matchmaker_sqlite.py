@@ -17,7 +17,12 @@ from agents.testing import NOON, AgentContract, make_agent, run_agent
 from tests.support.matchmaker_data import database, kept, pairs_of
 
 OFFERS = [("O1", "rice", 10, "kg"), ("O2", "beans", 2.5, "kg"), ("O3", "milk", "6,0", "l")]
-NEEDS = [("N1", "arroz", 4, "kg"), ("N2", "alubias", 0.75, "kg"), ("N3", "leche", "1.5", "l"), ("N4", "rice", 2.25, "kg")]
+NEEDS = [
+    ("N1", "arroz", 4, "kg"),
+    ("N2", "alubias", 0.75, "kg"),
+    ("N3", "leche", "1.5", "l"),
+    ("N4", "rice", 2.25, "kg"),
+]
 
 
 def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
@@ -26,7 +31,9 @@ def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
 
 
 def world(path: Path) -> dict[str, list[tuple[Any, ...]]]:
-    tables = [name for (name,) in rows(path, "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")]
+    tables = [
+        name for (name,) in rows(path, "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name")
+    ]
     return {name: rows(path, f"SELECT rowid, * FROM {name}") for name in tables}
 
 
@@ -55,7 +62,10 @@ class TestMatchmakerOverSqlite(AgentContract):
         return {"source": "sqlite", "database": str(folder / "garden.sqlite3")}
 
     def world(self, folder: Path) -> Any:
-        return {**world(folder / "garden.sqlite3"), "matches": world(folder / "garden.sqlite3").get("matches") or []}
+        return {
+            **world(folder / "garden.sqlite3"),
+            "matches": world(folder / "garden.sqlite3").get("matches") or [],
+        }
 
 
 async def test_it_proposes_over_a_database_as_over_files(garden: Path) -> None:
@@ -79,7 +89,12 @@ async def test_quantities_are_stored_the_way_they_were(garden: Path) -> None:
         ("N3", "0.0", "text"),
         ("N4", 0.0, "real"),
     ]
-    assert rows(garden, "SELECT offer, need, quantity, unit FROM matches ORDER BY proposal")[0] == ("O1", "N1", "4", "kg")
+    assert rows(garden, "SELECT offer, need, quantity, unit FROM matches ORDER BY proposal")[0] == (
+        "O1",
+        "N1",
+        "4",
+        "kg",
+    )
 
 
 async def test_undone_in_any_order_the_values_are_those_of_before(garden: Path) -> None:
@@ -108,7 +123,9 @@ async def test_applied_twice_it_happens_once_with_the_same_undo_data(garden: Pat
         ("UPDATE needs SET quantity = 1 WHERE id = 'N1'", "the need N1 now asks for 1 kg"),
     ],
 )
-async def test_rows_that_are_not_as_they_were_proposed_are_left_alone(garden: Path, change: str, complaint: str) -> None:
+async def test_rows_that_are_not_as_they_were_proposed_are_left_alone(
+    garden: Path, change: str, complaint: str
+) -> None:
     proposal = (await proposed(garden))["N1"]
     with closing(sqlite3.connect(garden)) as connection:
         connection.execute(change)
@@ -135,18 +152,22 @@ async def test_what_somebody_changed_since_is_not_overwritten_by_an_undo(garden:
 async def test_tables_columns_and_queries_can_have_other_names(tmp_path: Path) -> None:
     path = tmp_path / "pantry.db"
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute('CREATE TABLE "what we have" (nr INTEGER PRIMARY KEY, thing TEXT, "how much" REAL, measure TEXT)')
-        connection.execute('CREATE TABLE asked (nr INTEGER PRIMARY KEY, thing TEXT, "how much" REAL, measure TEXT, done)')
+        connection.execute(
+            'CREATE TABLE "what we have" (nr INTEGER PRIMARY KEY, thing TEXT, "how much" REAL, measure TEXT)'
+        )
+        connection.execute(
+            'CREATE TABLE asked (nr INTEGER PRIMARY KEY, thing TEXT, "how much" REAL, measure TEXT, done)'
+        )
         connection.execute("""INSERT INTO "what we have" VALUES (1, 'rice', 0.3, 'kg')""")
         connection.execute("INSERT INTO asked VALUES (7, 'arroz', 0.1, 'kg', 0), (8, 'arroz', 9, 'kg', 1)")
         connection.commit()
     columns = 'nr AS id, thing AS item, "how much" AS quantity, measure AS unit'
     settings = {
-        "offers_query": f'SELECT {columns} FROM "what we have"',  # noqa: S608 - a constant
-        "needs_query": f"SELECT {columns} FROM asked WHERE NOT done",  # noqa: S608 - a constant
+        "offers_query": f'SELECT {columns} FROM "what we have"',
+        "needs_query": f"SELECT {columns} FROM asked WHERE NOT done",
         "offers_table": "what we have",
         "needs_table": "asked",
-        "matches_table": "matched \"pairs\"",
+        "matches_table": 'matched "pairs"',
         "id_column": "nr",
         "quantity_column": "how much",
     }
@@ -159,8 +180,11 @@ async def test_tables_columns_and_queries_can_have_other_names(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"offers_query": "SELECT * FROM nothing"}, "no such table: nothing; the settings"),
-        ({"offers_query": "SELECT id, item FROM offers"}, "offers_query: there is no column for the quantity"),
+        ({"offers_query": "SELECT * FROM elsewhere"}, "no such table: elsewhere; the settings"),
+        (
+            {"offers_query": "SELECT id, item FROM offers"},
+            "offers_query: there is no column for the quantity",
+        ),
         ({"offers_query": "DELETE FROM offers RETURNING *"}, "attempt to write a readonly database"),
     ],
 )
@@ -180,7 +204,9 @@ async def test_a_database_that_is_not_there_is_named_and_not_made(tmp_path: Path
 
 
 async def test_a_row_that_cannot_be_used_is_left_out_and_named(tmp_path: Path) -> None:
-    path = database(tmp_path / "garden.sqlite3", [("O1", "rice", None, "kg"), ("O2", "rice", 3, "kg")], NEEDS[:1])
+    path = database(
+        tmp_path / "garden.sqlite3", [("O1", "rice", None, "kg"), ("O2", "rice", 3, "kg")], NEEDS[:1]
+    )
     run = await run_agent(Matchmaker, settings={"source": "sqlite", "database": str(path)}, now=NOON)
     assert pairs_of(run.proposals) == {("O2", "N1")}
     assert run.notes == (

@@ -163,7 +163,7 @@ def test_what_is_written_is_read_back_as_the_same_number(value: Decimal, mark: s
 
 def test_a_quantity_for_people_has_no_float_noise() -> None:
     assert written(Decimal("4.50")) == "4.5"
-    assert written(Decimal("100")) == "100"
+    assert written(Decimal(100)) == "100"
     assert parse_unit("kg").of(Decimal("2.50")) == "2.5 kg"
     assert parse_unit("pieces").of(Decimal(1)) == "1 piece"
     assert parse_unit("boxes").of(Decimal(3)) == "3 boxes"

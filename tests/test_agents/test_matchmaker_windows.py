@@ -37,7 +37,9 @@ def test_days_and_hours_are_understood_in_both_languages(text: str, expected: st
     assert Window(slots=parse_times(text)).text(UTC) == expected
 
 
-@pytest.mark.parametrize("text", ["whenever", "mon-", "22:00-02:00", "9:75-10", "25-26", "after lunch on mon", "-fri"])
+@pytest.mark.parametrize(
+    "text", ["whenever", "mon-", "22:00-02:00", "9:75-10", "25-26", "after lunch on mon", "-fri"]
+)
 def test_what_is_not_understood_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(BadWindow, match="for example"):
         parse_times(text)

@@ -425,6 +425,13 @@ async def test_what_a_crash_left_half_way_is_finished_at_the_start(settings: Set
         assert await status_of(settings, number) is ProposalStatus.APPLIED
 
 
+async def test_what_a_crash_left_half_way_is_finished_by_a_single_run_too(settings: Settings) -> None:
+    number = await cut_off_while_applying(settings)
+    SlowlyApplyingAgent.go.set()
+    await scheduler_of(settings, SlowlyApplyingAgent).run_once()
+    assert await status_of(settings, number) is ProposalStatus.APPLIED
+
+
 async def test_an_apply_that_takes_long_does_not_hold_up_the_start(
     settings: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:

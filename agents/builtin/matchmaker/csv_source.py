@@ -41,6 +41,11 @@ class CsvSource(Source):
         (offers, one), (needs, other) = (books[side].records for side in SIDES)
         return Loaded(offers=offers, needs=needs, notes=(*one, *other))
 
+    def is_applied(self, key: str) -> bool:
+        """Whether matches.csv has that key; see `Source.is_applied`."""
+        with locked(self._folder, NAMES):
+            return Matches.read(self._folder).find(key) is not None
+
     def apply(self, order: Order) -> dict[str, Any]:
         """Append the match and decrease both quantities; see `Source.apply`."""
         with self._writing():

@@ -8,11 +8,30 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Self
 
+from pydantic import ValidationError
+
 from agents.builtin.matchmaker.payload import MatchPayload
 from agents.builtin.matchmaker.quantities import number_text
 from agents.builtin.matchmaker.records import Record, Side
 from agents.errors import AgentError, PreconditionFailed, UndoConflict
 from agents.proposal import Proposal, sha256_of
+
+
+def payload_of(proposal: Proposal) -> MatchPayload:
+    """The payload of a match, checked.
+
+    Raises:
+        AgentError: it is no payload of a match.
+    """
+    try:
+        return MatchPayload.model_validate(dict(proposal.payload))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc'])) or 'payload'}: {fault['msg']}"
+            for fault in error.errors(include_url=False, include_input=False)
+        )
+        msg = f"the payload of proposal {proposal.id} is no match: {faults}"
+        raise AgentError(msg) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +57,7 @@ class Order:
         The number alone would not do: a new database counts from 1 again, before the same folder.
 
         Raises:
-            AgentError: the proposal was never kept, so that it has no number.
+            AgentError: the proposal was never kept, so that it has no number, or its payload is no match.
         """
         if proposal.id is None:
             msg = (
@@ -47,8 +66,12 @@ class Order:
             )
             raise AgentError(msg)
         mark = sha256_of(str(proposal.id), proposal.run_id or "", proposal.fingerprint)[:8]
-        payload = MatchPayload.model_validate(dict(proposal.payload))
-        return cls(key=f"{proposal.id}-{mark}", payload=payload, precondition=proposal.precondition, at=at)
+        return cls(
+            key=f"{proposal.id}-{mark}",
+            payload=payload_of(proposal),
+            precondition=proposal.precondition,
+            at=at,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,6 +41,14 @@ class Source(ABC):
         """
 
     @abstractmethod
+    def is_applied(self, key: str) -> bool:
+        """Whether the match of that key is written.
+
+        Raises:
+            SourceError: nobody can tell.
+        """
+
+    @abstractmethod
     def apply(self, order: Order) -> dict[str, Any]:
         """Write a match and decrease both quantities, all of it or nothing, once for `order.key`.
 
@@ -68,10 +76,10 @@ def open_source(settings: MatchmakerSettings, base_dir: Path) -> Source:
     if settings.source == "sqlite":
         from agents.builtin.matchmaker.sqlite_source import SqliteSource  # noqa: PLC0415 - only where it is used
 
-        return SqliteSource(base_dir / (settings.database or ""), settings, zone)
+        return SqliteSource(base_dir / (settings.database or Path()).expanduser(), settings, zone)
     from agents.builtin.matchmaker.csv_source import CsvSource  # noqa: PLC0415 - only where it is used
 
-    return CsvSource(base_dir / (settings.folder or ""), zone)
+    return CsvSource(base_dir / (settings.folder or Path()).expanduser(), zone)
 
 
 def records_of(
@@ -91,6 +99,11 @@ def records_of(
         record_id = row.text("id")
         if not record_id:
             notes.append(f"{where}: id: it is missing; give each row an id of its own; this row was left out")
+            continue
+        if not record_id.isprintable():
+            notes.append(
+                f"{where}: id: {record_id!r} cannot be shown; use letters and digits; this row was left out"
+            )
             continue
         seen.setdefault(record_id, []).append(row.locator)
         if record is not None:

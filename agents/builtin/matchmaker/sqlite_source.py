@@ -50,6 +50,13 @@ class SqliteSource(Source):
             (offers, one), (needs, other) = (self._records(connection, side) for side in SIDES)
         return Loaded(offers=offers, needs=needs, notes=(*one, *other))
 
+    def is_applied(self, key: str) -> bool:
+        """Whether the table of matches has that key; see `Source.is_applied`."""
+        with self._connected("ro") as connection:
+            query = "SELECT 1 FROM sqlite_master WHERE name = ?"
+            made = connection.execute(query, (self._matches,)).fetchone()
+            return made is not None and self._find(connection, key) is not None
+
     def apply(self, order: Order) -> dict[str, Any]:
         """Insert the match and decrease both quantities in one transaction; see `Source.apply`."""
         with self._connected("rw") as connection, _transaction(connection):
