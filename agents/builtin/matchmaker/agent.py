@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from datetime import datetime, tzinfo
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from agents.base import BaseAgent
 from agents.builtin.matchmaker.allocation import Share, Stock, in_order
-from agents.builtin.matchmaker.ledger import Order, pair_hash, refusal
+from agents.builtin.matchmaker.ledger import Order, pair_hash, payload_of, refusal
 from agents.builtin.matchmaker.payload import MatchPayload
 from agents.builtin.matchmaker.question import Opinion, Questions
 from agents.builtin.matchmaker.records import Record, expired
@@ -101,7 +101,13 @@ class Matchmaker(BaseAgent):
         Raises:
             SourceError: offers or needs cannot be read at all, so that nobody knows.
         """
-        payload = MatchPayload.model_validate(dict(proposal.payload))
+        payload = payload_of(proposal)
+        if (
+            proposal.id is not None
+        ):  # an apply that was interrupted may have written it before anybody noted so
+            key = Order.of(proposal, self.context.now()).key
+            if await asyncio.to_thread(self._source.is_applied, key):
+                return None
         loaded = await asyncio.to_thread(self._source.load)
         offer, need = loaded.offers.get(payload.offer_id), loaded.needs.get(payload.need_id)
         reason = refusal(payload, proposal.precondition, offer, need)
@@ -134,11 +140,9 @@ class Matchmaker(BaseAgent):
             if proposal.agent != self.name or proposal.kind != KIND or not proposal.status.is_open:
                 continue
             try:
-                payload = MatchPayload.model_validate(dict(proposal.payload))
-            except ValidationError as error:
-                self.context.notes.append(
-                    f"proposal {proposal.id}: its payload cannot be read: {error.title}"
-                )
+                payload = payload_of(proposal)
+            except AgentError as error:
+                self.context.notes.append(str(error))
                 continue
             stock.reserve(payload.offer_id, payload.offer_quantity, payload.need_id, payload.quantity)
             pairs.add((payload.offer_id, payload.need_id))
@@ -191,21 +195,23 @@ class Matchmaker(BaseAgent):
         notes = self.context.notes
         notes += loaded.notes[:MAX_NOTES]
         if len(loaded.notes) > MAX_NOTES:
-            notes.append(f"{len(loaded.notes) - MAX_NOTES} more rows were left out")
+            notes.append(f"rows that were left out as well: {len(loaded.notes) - MAX_NOTES}")
         if refused["unconfirmed diet"]:
             notes.append(
-                f"{refused['unconfirmed diet']} pairs were left out because the offer does not say what "
-                "it contains; "
+                "left out because the offer does not say what it contains: "
+                f"{_count(refused['unconfirmed diet'])}; "
                 "fill in its dietary column"
             )
         if questions.declined:
-            notes.append(
-                f"the model did not speak for {questions.declined} unclear pairs; they are not proposed"
-            )
+            notes.append(f"not proposed because the model did not speak for it: {_count(questions.declined)}")
         if questions.skipped:
-            notes.append(f"{questions.skipped} unclear pairs were not put to the model in this run")
+            notes.append(f"unclear, and not put to the model in this run: {_count(questions.skipped)}")
         if questions.failure is not None:
             notes.append(f"the model failed ({questions.failure.code}); unclear pairs were decided by rules")
+
+
+def _count(pairs: int) -> str:
+    return "1 pair" if pairs == 1 else f"{pairs} pairs"
 
 
 def _ids(pair: Pair) -> tuple[str, str]:

@@ -68,8 +68,9 @@ class Book:
     def _row(self, record: CsvRecord) -> Row:
         cells = record.texts[: len(self.fields)]
         cells += [""] * (len(self.fields) - len(cells))
-        # Two columns of somebody's own may have the same heading; the number keeps them apart.
-        headings = [f"{n}:{text.strip()}" for n, text in enumerate(self.sheet.header.texts)]
+        # Two columns of somebody's own may have the same heading; a number keeps them apart.
+        names = [text.strip() for text in self.sheet.header.texts]
+        headings = [f"{name}#{names[:n].count(name)}" for n, name in enumerate(names)]
         return Row(
             values=dict(zip(headings, cells, strict=True)),
             fields=self.fields,

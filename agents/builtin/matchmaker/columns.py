@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from agents.builtin.matchmaker.text import plain_words
 from agents.builtin.matchmaker.vocabulary import vocabulary
 from agents.errors import SourceError
+from agents.fence import clean
 
 Field = Literal[
     "id",
@@ -52,8 +53,8 @@ def fields_of(header: Sequence[str], where: str) -> list[Field | None]:
             headings = [heading for heading, found in vocabulary().headings.items() if found == field]
             names = ", ".join(repr(heading) for heading in headings[:4])
             msg = (
-                f"{where}: there is no column for the {field}; name one of them {names}. The columns "
-                f"are: {', '.join(header)}"
+                f"{where}: there is no column for the {field}; name one of them {names}. "
+                f"The columns are: {clean(', '.join(header), 300)}"
             )
             raise SourceError(msg)
     for field in FIELDS:

@@ -11,6 +11,10 @@ _SPACES = re.compile(r"['’ \u00a0\u202f]")
 _GROUPS = re.compile(r"[0-9]{1,3}([.,][0-9]{3})+")
 MAX_DIGITS = 12
 """Most digits of a quantity; more is a telephone number in the wrong column."""
+MAX_DECIMALS = 6
+"""Most digits after the decimal mark."""
+LARGEST = 10**MAX_DIGITS
+"""Every quantity is less than this."""
 
 
 class BadQuantity(ValueError):
@@ -57,6 +61,9 @@ def parse_quantity(cell: str) -> Quantity:
     whole, mark, decimals = _split(text)
     if len(whole) + len(decimals) > MAX_DIGITS:
         msg = f"{text!r} has more than {MAX_DIGITS} digits; is it a telephone number?"
+        raise BadQuantity(msg)
+    if len(decimals) > MAX_DECIMALS:
+        msg = f"{text!r} has more than {MAX_DECIMALS} decimals; round it"
         raise BadQuantity(msg)
     value = Decimal(f"{whole or '0'}.{decimals or '0'}")
     return Quantity(

@@ -16,6 +16,7 @@ from agents.builtin.matchmaker.records import Record
 from agents.builtin.matchmaker.rules import Pair
 from agents.builtin.matchmaker.text import plain
 from agents.builtin.matchmaker.vocabulary import vocabulary
+from agents.fence import clean
 from llm import LLMError, LLMResponse
 
 SYSTEM = (
@@ -137,7 +138,7 @@ class Questions:
         self._failed = 0
         self._asked += not response.cached
         found = Answer.model_validate_json(response.content)
-        opinion = Opinion(found.answer, " ".join(found.why.split()), response.model, response.call_id)
+        opinion = Opinion(found.answer, " ".join(clean(found.why).split()), response.model, response.call_id)
         self.declined += not opinion.favours
         return opinion
 

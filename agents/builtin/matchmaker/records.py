@@ -12,13 +12,14 @@ from typing import Literal, TypeVar
 
 from agents.builtin.matchmaker.columns import Field
 from agents.builtin.matchmaker.diet import Contents, UnknownLimit, parse_contents, parse_limits
-from agents.builtin.matchmaker.quantities import BadQuantity, parse_quantity
+from agents.builtin.matchmaker.quantities import LARGEST, BadQuantity, parse_quantity
 from agents.builtin.matchmaker.reader import read_item
 from agents.builtin.matchmaker.reading import Reading
 from agents.builtin.matchmaker.text import plain_words
 from agents.builtin.matchmaker.units import Unit, UnknownUnit, parse_unit
 from agents.builtin.matchmaker.vocabulary import vocabulary
 from agents.builtin.matchmaker.windows import BadWindow, Window, parse_moment, parse_times
+from agents.fence import clean
 from agents.proposal import sha256_of
 
 Side = Literal["offer", "need"]
@@ -74,10 +75,11 @@ class Row:
 
     @property
     def identity(self) -> str:
-        """A hash of everything but the quantity, which matches change and nothing else does."""
+        """A hash of everything but the quantity; the order of columns and empty ones make no difference."""
         cells = {
             heading: _without_number(value) if kind == "quantity" else value.strip()
             for (heading, value), kind in zip(self.values.items(), self.fields, strict=True)
+            if value.strip()
         }
         return sha256_of(json.dumps(cells, sort_keys=True, ensure_ascii=False))
 
@@ -144,7 +146,7 @@ def record_from(row: Row, side: Side, source: str, zone: tzinfo) -> Record:
     Raises:
         BadRow: a field of it cannot be understood; the message says what would be right.
     """
-    item = " ".join(row.text("item").split())
+    item = _line(row.text("item"))
     reading = read_item(item)
     if not reading.parts:
         msg = (
@@ -161,11 +163,11 @@ def record_from(row: Row, side: Side, source: str, zone: tzinfo) -> Record:
         reading=reading,
         quantity=quantity,
         unit=unit,
-        place=" ".join(row.text("place").split()),
+        place=_line(row.text("place")),
         window=_window(row, zone),
         contents=_contents(row, reading) if side == "offer" else Contents(),
         limits=_checked(row, "dietary", parse_limits) | reading.limits if side == "need" else frozenset(),
-        person=" ".join(row.text("person").split()),
+        person=_line(row.text("person")),
         transport=_transport(row.text("transport"), side),
         notes=row.text("notes"),
         source=source,
@@ -175,9 +177,17 @@ def record_from(row: Row, side: Side, source: str, zone: tzinfo) -> Record:
     )
 
 
+def _line(text: str) -> str:
+    """A text on one line, without characters that a terminal would obey."""
+    return " ".join(clean(text).split())
+
+
 def _amount(row: Row) -> tuple[Decimal, Unit]:
     """Quantity and unit; the unit may stand in the cell of the quantity."""
     cell = row.text("quantity")
+    if row.quantity is not None and not 0 <= row.quantity < LARGEST:
+        msg = f"{cell} is no quantity; write a number from 0 to {LARGEST:,}"
+        raise BadRow("quantity", msg)
     try:
         found = parse_quantity(cell) if row.quantity is None else None
     except BadQuantity as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -13,7 +14,7 @@ from typing import Any
 
 from agents.builtin.matchmaker.columns import fields_of
 from agents.builtin.matchmaker.ledger import COLUMNS, MatchRow, Order, require, require_undoable, total
-from agents.builtin.matchmaker.quantities import replace_number
+from agents.builtin.matchmaker.quantities import MAX_DECIMALS, replace_number
 from agents.builtin.matchmaker.records import Record, Row, Side
 from agents.builtin.matchmaker.settings import MatchmakerSettings
 from agents.builtin.matchmaker.sources import Loaded, Source, records_of
@@ -106,12 +107,9 @@ class SqliteSource(Source):
             amount = values[fields.index("quantity")]
             rows.append(
                 Row(
-                    values={
-                        f"{n}:{heading}": text
-                        for n, (heading, text) in enumerate(zip(header, texts, strict=True))
-                    },
+                    values={f"{name}#{header[:n].count(name)}": texts[n] for n, name in enumerate(header)},
                     fields=fields,
-                    quantity=Decimal(str(amount)) if isinstance(amount, int | float) else None,
+                    quantity=_exact(amount),
                     locator=f"row {number}",
                     excerpt=" | ".join(texts),
                 )
@@ -229,6 +227,13 @@ def _columns() -> str:
     return ", ".join(
         f"{_name(column)} TEXT{' PRIMARY KEY' if column == 'proposal' else ''}" for column in COLUMNS
     )
+
+
+def _exact(value: object) -> Decimal | None:
+    """A stored number, without the noise of floating point; None for anything else."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return round(Decimal(str(value)), MAX_DECIMALS)
 
 
 def _like(old: Stored, value: Decimal) -> Stored:
