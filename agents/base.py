@@ -15,6 +15,7 @@ from agents.context import AgentContext, ModelCall
 from agents.errors import AgentError, AgentSettingsError
 from agents.fence import fenced
 from agents.proposal import Proposal
+from agents.words import problems_of
 from llm import BadReply, CallCancelled, LLMClient, LLMError, LLMMessage, LLMResponse, NoModel
 
 if TYPE_CHECKING:
@@ -258,8 +259,4 @@ def validated_settings(agent: type[BaseAgent], values: Mapping[str, Any]) -> Any
     try:
         return agent.Settings.model_validate(dict(values))
     except ValidationError as error:
-        problems = tuple(
-            (".".join(str(part) for part in fault["loc"]), fault["msg"])
-            for fault in error.errors(include_url=False, include_input=False)
-        )
-        raise AgentSettingsError(agent.name, problems) from error
+        raise AgentSettingsError(agent.name, problems_of(error)) from None

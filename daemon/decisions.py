@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents.errors import InvalidProposal
 from agents.proposal import Proposal, ProposalStatus, canonical_json
+from agents.words import problems_of
 from daemon.errors import DecisionRefused
 from daemon.intake import MAX_KEY, fit_payload, one_line
 
@@ -193,10 +194,7 @@ def edited_payload(agent: BaseAgent, proposal: Proposal, changes: Mapping[str, A
         payload = validated.model_dump(mode="json", by_alias=True)
         fit_payload(payload)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
-            for fault in error.errors(include_url=False, include_input=False)
-        )
+        faults = "; ".join(f"{key}: {text}" for key, text in problems_of(error))
         msg = f"proposal {proposal.id} cannot be changed like that: {faults}"
         raise DecisionRefused(msg) from error
     except InvalidProposal as error:

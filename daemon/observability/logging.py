@@ -215,7 +215,7 @@ def _lost_notice(formatter: logging.Formatter, count: int) -> str:
 
 
 def log_event(event: Event) -> None:
-    """One rich line per run and per change of a proposal: a subscriber of the event bus."""
+    """One rich line per run and per decision: a subscriber of the event bus. New proposals at DEBUG."""
     match event:
         case RunFinished(result=result):
             _log_run(result)
@@ -263,7 +263,10 @@ def _log_change(event: ProposalChanged) -> None:
         "via": decision.via if decision else None,
         "error": proposal.error,
     }
-    _log(logging.INFO, "proposal changed" if event.before else "proposal made", values)
+    if event.before is None:  # the run's own line counts them
+        _log(logging.DEBUG, "proposal made", values)
+    else:
+        _log(logging.INFO, "proposal changed", values)
 
 
 def _log(level: int, text: str, values: dict[str, Any]) -> None:

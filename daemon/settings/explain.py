@@ -18,12 +18,12 @@ from pydantic_core import PydanticUndefined
 from agents.config import AgentConfig
 from agents.errors import AgentSettingsError
 from agents.schedule import format_duration
+from agents.words import nearest
 from daemon.errors import SettingsError, SettingsProblem
 from daemon.settings.environment import SECTIONS, known_keys, variable_of
 from daemon.settings.model import Settings
 from daemon.settings.sources import dotted, value_at
 from daemon.settings.toml_lines import KeyPath
-from daemon.settings.words import nearest
 from llm.config import LLMConfig
 
 if TYPE_CHECKING:

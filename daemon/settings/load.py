@@ -13,13 +13,13 @@ from pydantic import BaseModel, ValidationError
 from agents.base import NAME_PATTERN, BaseAgent
 from agents.config import AgentConfig
 from agents.errors import AgentError, AgentNotFound, AgentSettingsError
+from agents.words import nearest, plain_words, shown
 from daemon.errors import SettingsError, SettingsProblem
 from daemon.settings.environment import SECTIONS, misspelt, read_environment
 from daemon.settings.model import DaemonSettings, LLMSettings, Settings
 from daemon.settings.places import default_data_dir, find_config
 from daemon.settings.sources import Sources, dotted, read_file
 from daemon.settings.toml_lines import KeyPath
-from daemon.settings.words import nearest, plain_words, shown
 
 if TYPE_CHECKING:
     from agents.registry import AgentRegistry
@@ -211,10 +211,7 @@ def _problems_of_agent(
     try:
         AgentConfig.from_table(name, table, kind)
     except AgentSettingsError as error:
-        return [
-            sources.problem((*path, *_parts(key)), message.removeprefix("Value error, "))
-            for key, message in error.problems
-        ]
+        return [sources.problem((*path, *_parts(key)), message) for key, message in error.problems]
     return []
 
 

@@ -1,4 +1,4 @@
-"""The matchmaker as an agent: the contract of every agent, the examples that are shipped, and what people read."""
+"""The matchmaker as an agent: the contract of every agent, the shipped examples, and what people read."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class TestMatchmakerOverCsv(AgentContract):
         return {"folder": str(folder)}
 
 
-# --- the examples --------------------------------------------------------------------------------------------
+# --- the examples -------------------------------------------------------------------------------------------
 
 
 async def test_the_examples_give_a_convincing_table_with_a_few_unclear_pairs(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ async def test_the_examples_hold_thirty_offers_and_thirty_needs_in_two_languages
     assert all(re.search("[áéíóúñ]", text) and " the " in text for text in texts)
 
 
-# --- proposals -----------------------------------------------------------------------------------------------
+# --- proposals ----------------------------------------------------------------------------------------------
 
 
 async def test_a_second_run_over_the_same_data_proposes_the_same_under_the_same_fingerprints(
@@ -157,7 +157,7 @@ async def test_unconfirmed_contents_are_counted_in_the_notes(tmp_path: Path) -> 
     agent = matchmaker(folder)
     assert await agent.analyze() == []
     assert agent.context.notes == [
-        "1 pairs were left out because the offer does not say what it contains; fill in its dietary column"
+        "left out because the offer does not say what it contains: 1 pair; fill in its dietary column"
     ]
 
 
@@ -170,7 +170,7 @@ async def test_looking_needs_no_right_to_write_and_leaves_nothing_behind(tmp_pat
     assert contents(folder) == before
 
 
-# --- recheck -------------------------------------------------------------------------------------------------
+# --- recheck ------------------------------------------------------------------------------------------------
 
 
 async def test_an_open_match_makes_sense_until_its_rows_change_or_its_time_is_over(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ async def test_an_open_match_makes_sense_until_its_rows_change_or_its_time_is_ov
     assert "changed" in (await matchmaker(folder).recheck(proposal) or "")
 
 
-# --- settings and payload ------------------------------------------------------------------------------------
+# --- settings and payload -----------------------------------------------------------------------------------
 
 
 def test_every_setting_is_described() -> None:

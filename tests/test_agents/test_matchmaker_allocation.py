@@ -1,4 +1,4 @@
-"""Nothing is given or received twice: shares, splits, what open proposals hold back, and the order of serving."""
+"""Nothing is given or received twice: shares, splits, what open proposals hold back, the order of serving."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ async def test_an_open_proposal_whose_payload_cannot_be_read_is_named(tmp_path: 
     (first,) = await proposals_of(folder)
     strange = first.with_changes(id=7, payload={"offer": "O1"})
     run = await run_agent(Matchmaker, settings={"folder": str(folder)}, now=NOON, open_proposals=[strange])
-    assert any("proposal 7: its payload cannot be read" in note for note in run.notes)
+    assert any("the payload of proposal 7 is no match: " in note for note in run.notes)
 
 
 async def test_over_the_examples_no_offer_and_no_need_is_overdrawn(tmp_path: Path) -> None:

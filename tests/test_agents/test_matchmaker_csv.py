@@ -1,4 +1,4 @@
-"""CSV files as people keep them: read as meant, or the place that is wrong is named; nothing is dropped silently."""
+"""CSV files as people keep them: read as meant, or the wrong place is named; nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ async def test_the_notes_of_many_bad_rows_are_counted_not_all_listed(tmp_path: P
     folder = simple_folder(tmp_path, [f"O{n},rice,?,kg" for n in range(50)], ["N1,rice,4,kg"])
     notes = await notes_of(folder)
     assert len(notes) == 21
-    assert notes[-1] == "30 more rows were left out"
+    assert notes[-1] == "rows that were left out as well: 30"
 
 
 async def test_empty_lines_missing_last_fields_and_used_up_rows_need_no_words(tmp_path: Path) -> None:
@@ -220,3 +220,19 @@ async def test_a_delimiter_at_the_end_of_every_row_is_no_fault(tmp_path: Path) -
     folder = folder_with(tmp_path, "id,item,quantity,unit\nO1,tomatoes,4,kg,\nO2,rice,2,kg,\n", NEEDS)
     assert pairs_of(await proposals_of(folder)) == {("O1", "N1")}
     assert await notes_of(folder) == []
+
+
+async def test_characters_that_a_terminal_obeys_reach_no_proposal(tmp_path: Path) -> None:
+    rows = ["O1,tomatoes\x1b\u202e,5,kg,Pla\x07za,,,,,An\x1b]52;a,,", "O\x1b2,rice,5,kg,,,,,,,,"]
+    folder = folder_with(tmp_path, table(rows), table(["N1,\x1btomatoes,4,kg,,,,,,,,"]))
+    (found,) = await proposals_of(folder)
+    shown = [
+        found.title,
+        found.explanation,
+        *found.reasons,
+        *found.constraints,
+        *map(str, found.payload.values()),
+    ]
+    shown += [evidence.excerpt for evidence in found.evidence] + await notes_of(folder)
+    assert all(text.isprintable() for text in shown), shown
+    assert any("id: 'O\\x1b2' cannot be shown" in note for note in shown)

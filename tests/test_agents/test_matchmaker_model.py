@@ -1,4 +1,4 @@
-"""What a model may do: be asked small questions about unclear pairs. What it may not: overrule, learn names, stop a run."""
+"""What a model may do: judge unclear pairs. What it may not: overrule a rule, learn names, stop a run."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_a_model_that_does_not_speak_for_a_pair_keeps_it_from_being_propos
     folder = simple_folder(tmp_path, ["O1,mixed vegetables,5,kg"], ["N1,carrots,2,kg"])
     found = await run(folder, ScriptedBackend(always(answer)))
     assert found.proposals == ()
-    assert found.notes == ("the model did not speak for 1 unclear pairs; they are not proposed",)
+    assert found.notes == ("not proposed because the model did not speak for it: 1 pair",)
 
 
 @pytest.mark.parametrize("answer", ["yes", "partly", "no", "unsure"])
@@ -149,7 +149,7 @@ async def test_questions_stop_at_their_number_and_the_rest_is_decided_by_rules(t
     rules = [p for p in found.proposals if p.decided_by == "rule"]
     assert rules
     assert all("the model was not asked about it in this run" in p.reasons[-1] for p in rules)
-    assert any("were not put to the model in this run" in note for note in found.notes)
+    assert any("unclear, and not put to the model in this run: " in note for note in found.notes)
 
 
 async def test_answers_from_the_cache_do_not_count_as_questions(tmp_path: Path) -> None:
@@ -198,10 +198,8 @@ async def test_when_the_seconds_are_used_up_no_more_is_asked(tmp_path: Path) -> 
     assert isinstance(pair, Pair)
     asked: list[float] = []
 
-    async def ask(
-        prompt: str, context: object, schema: object, *, timeout: float, **_: object
-    ) -> LLMResponse:
-        asked.append(timeout)
+    async def ask(*_: object, **options: Any) -> LLMResponse:
+        asked.append(options["timeout"])
         return LLMResponse(content=says("yes"), model="m", backend="b")
 
     questions = Questions(ask, seconds=60, call_seconds=100, clock=clock)

@@ -1,7 +1,9 @@
 """How good the rules are on the labelled set: precision and recall, with a part held out from making them.
 
-The set was written before the vocabulary. Rows whose number is a multiple of three were never looked at while the
-vocabulary and the rules were made. Run with -s to see the figures.
+The set was written before the vocabulary, by the same hand, and the errors of its held part (each third row)
+were not used to change words or rules. Other people's words are less well known: of 83 item names from public
+lists of food banks, tool libraries and time banks the vocabulary read 45 wholly at first sight. What it does
+not know becomes unclear or a no, never a sure match. Run with -s to see the figures.
 """
 
 from __future__ import annotations

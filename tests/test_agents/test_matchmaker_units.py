@@ -1,4 +1,4 @@
-"""Units convert exactly and only within a dimension; quantities are read as typed and written back that way."""
+"""Units convert exactly, only within a dimension; quantities are read as typed and written back that way."""
 
 from __future__ import annotations
 
@@ -131,6 +131,7 @@ def test_a_quantity_is_read_as_it_is_meant(cell: str, value: str, unit: str) -> 
         ("1234567890123", "more than 12 digits"),
         ("1/2", "is no quantity"),
         ("1e5", "is no quantity"),
+        ("0.1234567", "more than 6 decimals"),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_not_guessed(cell: str, complaint: str) -> None:

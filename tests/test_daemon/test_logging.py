@@ -36,7 +36,7 @@ def json_lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
     """Logging as JSON into memory; calling the fixture ends it and gives the lines."""
     monkeypatch.setenv("LLM_API_KEY", "canary-2718281828")
     stream = io.StringIO()
-    close = configure_logging("info", "json", stream)
+    close = configure_logging("debug", "json", stream)
 
     def lines() -> list[dict[str, Any]]:
         close()
@@ -306,6 +306,8 @@ def test_one_rich_line_per_change_of_a_proposal(json_lines: Lines) -> None:
     )
     log_event(ProposalChanged(proposal=decided, before=ProposalStatus.PENDING))
     made, approved = json_lines()
+    # The run's own line counts the proposals that it made, so that each is told at DEBUG only.
+    assert (made["level"], approved["level"]) == ("debug", "info")
     assert (made["event"], made["proposal"], made["status"]) == ("proposal made", 3, "pending")
     assert made["title"] == "Tomatoes for\nMaria"
     assert (approved["event"], approved["before"], approved["status"]) == (

@@ -190,8 +190,8 @@ async def test_a_second_edit_keeps_the_first_original(it: Bench) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"text": ""}, "cannot be changed like that: text: String should have at least 1 character"),
-        ({"count": "many"}, "count: Input should be a valid integer"),
+        ({"text": ""}, "cannot be changed like that: text: must not be empty"),
+        ({"count": "many"}, "count: must be a whole number"),
         ({"count": 1}, "says that already"),
         ({"text": "x" * 70_000}, "more than the 65,536 that are kept"),
     ],

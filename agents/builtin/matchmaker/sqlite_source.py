@@ -14,7 +14,7 @@ from typing import Any
 
 from agents.builtin.matchmaker.columns import fields_of
 from agents.builtin.matchmaker.ledger import COLUMNS, MatchRow, Order, require, require_undoable, total
-from agents.builtin.matchmaker.quantities import MAX_DECIMALS, replace_number
+from agents.builtin.matchmaker.quantities import LARGEST, MAX_DECIMALS, replace_number
 from agents.builtin.matchmaker.records import Record, Row, Side
 from agents.builtin.matchmaker.settings import MatchmakerSettings
 from agents.builtin.matchmaker.sources import Loaded, Source, records_of
@@ -233,7 +233,7 @@ def _exact(value: object) -> Decimal | None:
     """A stored number, without the noise of floating point; None for anything else."""
     if not isinstance(value, int | float) or not math.isfinite(value):
         return None
-    return round(Decimal(str(value)), MAX_DECIMALS)
+    return round(Decimal(str(value)), MAX_DECIMALS) if abs(value) < LARGEST else Decimal(LARGEST)
 
 
 def _like(old: Stored, value: Decimal) -> Stored:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _LONGEST = 60
 
 _KINDS: Mapping[str, str] = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "float_parsing": "a number",
+    "bool_parsing": "true or false",
     "float_type": "a number",
     "finite_number": "a number",
     "bool_type": "true or false",
@@ -70,3 +76,11 @@ def plain_words(fault: Mapping[str, Any], *, secret: bool = False) -> str:
     if kind == "literal_error":
         return f"must be {context['expected']}{but}"
     return str(context.get("error", _SENTENCES.get(kind, fault["msg"])))
+
+
+def problems_of(error: ValidationError) -> tuple[tuple[str, str], ...]:
+    """Every fault as the dotted key and what is wrong with it; no value is repeated, it may be a secret."""
+    return tuple(
+        (".".join(str(part) for part in fault["loc"]), plain_words(fault, secret=True))
+        for fault in error.errors(include_url=False, include_input=False)
+    )
