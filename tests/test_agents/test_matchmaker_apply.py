@@ -10,15 +10,20 @@ import os
 import random
 import stat
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agents.builtin.matchmaker.csv_source import CsvSource
 from agents.builtin.matchmaker.csv_text import written_cell
 from agents.builtin.matchmaker.journal import locked
+from agents.builtin.matchmaker.ledger import Order
 from agents.errors import AgentError, PreconditionFailed, UndoConflict
 from agents.proposal import Proposal, canonical_json
+from agents.testing import NOON
 from tests.support.matchmaker_data import (
     contents,
     examples_in,
@@ -334,11 +339,12 @@ async def test_a_folder_that_cannot_be_written_says_so_and_nothing_changes(tmp_p
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
 
 
-async def test_matches_applied_at_the_same_time_all_happen_and_each_once(tmp_path: Path) -> None:
+def test_matches_applied_at_the_same_time_all_happen_and_each_once(tmp_path: Path) -> None:
     folder = examples_in(tmp_path / "community")
-    every = kept(await proposals_of(folder))[:8]
-    together = [matchmaker(folder).apply(proposal) for proposal in (*every, *every)]
-    results = await asyncio.gather(*together)
+    every = kept(asyncio.run(proposals_of(folder)))[:6]
+    orders = [Order.of(proposal, NOON) for proposal in (*every, *every)]
+    with ThreadPoolExecutor(max_workers=len(orders)) as pool:
+        results = list(pool.map(lambda order: CsvSource(folder, UTC).apply(order), orders))
     assert results[: len(every)] == results[len(every) :]
     assert len((folder / "matches.csv").read_text(encoding="utf-8").splitlines()) == len(every) + 1
 

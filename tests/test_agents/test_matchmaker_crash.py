@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from agents.builtin.matchmaker.journal import JOURNAL, Change, commit, locked, recover
-from agents.errors import SourceError
+from agents.errors import AgentError, SourceError
 from agents.proposal import Proposal
 from tests.support.matchmaker_data import contents, kept, matchmaker, pairs_of, proposals_of, simple_folder
 
@@ -150,6 +150,22 @@ def test_a_change_of_several_files_can_make_and_remove_files(tmp_path: Path) -> 
         )
         assert not recover(tmp_path, ["old.csv", "new.csv"])
     assert contents(tmp_path) == {"new.csv": "é\r\n".encode()}
+
+
+def test_what_is_decided_and_cannot_be_finished_says_so_and_is_finished_later(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("one", encoding="utf-8")
+    (tmp_path / "b.csv").mkdir()  # in the way of a file
+    changes = [Change(name="a.csv", old="one", new="two"), Change(name="b.csv", old=None, new="three")]
+    with pytest.raises(AgentError, match="the change is decided and kept in"), locked(tmp_path, []):
+        commit(tmp_path, changes)
+    with (
+        pytest.raises(SourceError, match=r"an interrupted change .* cannot be finished"),
+        locked(tmp_path, []),
+    ):
+        pytest.fail("the folder was used half changed")
+    (tmp_path / "b.csv").rmdir()
+    with locked(tmp_path, []):
+        assert contents(tmp_path) == {"a.csv": b"two", "b.csv": b"three"}
 
 
 APPLY = """

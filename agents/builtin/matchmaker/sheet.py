@@ -36,21 +36,9 @@ class Sheet:
     header: CsvRecord
     rows: tuple[CsvRecord, ...]
 
-    @property
-    def data(self) -> bytes:
-        """The file's bytes."""
-        return self.text.encode("utf-8")
-
     def raw(self, record: CsvRecord) -> str:
         """A record as it stands, without its line ending."""
         return self.text[record.start : record.end]
-
-    def with_cell(self, record: CsvRecord, column: int, text: str) -> str:
-        """The whole text with one cell changed and everything else as it is."""
-        cell = record.cells[column]
-        quoted = self.text.startswith('"', cell.start)
-        written = written_cell(text, self.delimiter, quoted=quoted)
-        return self.text[: cell.start] + written + self.text[cell.end :]
 
     def with_raw_cell(self, record: CsvRecord, column: int, raw: str) -> str:
         """The whole text with one cell replaced by `raw`, quotes included."""

@@ -77,7 +77,7 @@ class SqliteSource(Source):
                 record = require_undoable(found, kept, matches, side, self._tables[side])
                 if match is not None:
                     self._give_back(connection, side, record, match)
-            connection.execute(f"DELETE FROM {_name(self._matches)} WHERE proposal = ?", (key,))  # noqa: S608
+            connection.execute(f"DELETE FROM {_name(self._matches)} WHERE proposal = ?", (key,))
 
     @contextmanager
     def _connected(self, mode: str) -> Iterator[sqlite3.Connection]:
@@ -125,7 +125,7 @@ class SqliteSource(Source):
         other = self._decrease(connection, "need", need, payload.quantity)
         match = MatchRow.of(order, (one[0], other[0]), (one[1], other[1]))
         marks = ", ".join("?" * len(COLUMNS))
-        connection.execute(f"INSERT INTO {_name(self._matches)} VALUES ({marks})", match.cells(COLUMNS))  # noqa: S608
+        connection.execute(f"INSERT INTO {_name(self._matches)} VALUES ({marks})", match.cells(COLUMNS))
         return match
 
     def _decrease(
@@ -150,7 +150,7 @@ class SqliteSource(Source):
 
     def _stored(self, connection: sqlite3.Connection, side: Side, record_id: str) -> Stored:
         """The stored quantity of one row."""
-        query = f"SELECT {_name(self._quantity)} FROM {_name(self._tables[side])} WHERE {self._where()}"  # noqa: S608
+        query = f"SELECT {_name(self._quantity)} FROM {_name(self._tables[side])} WHERE {self._where()}"
         rows = connection.execute(query, (record_id,)).fetchall()
         if len(rows) != 1:
             msg = (
@@ -162,7 +162,7 @@ class SqliteSource(Source):
         return value
 
     def _store(self, connection: sqlite3.Connection, side: Side, record_id: str, value: Stored) -> None:
-        query = f"UPDATE {_name(self._tables[side])} SET {_name(self._quantity)} = ? WHERE {self._where()}"  # noqa: S608
+        query = f"UPDATE {_name(self._tables[side])} SET {_name(self._quantity)} = ? WHERE {self._where()}"
         connection.execute(query, (value, record_id))
         stored = self._stored(connection, side, record_id)
         if stored != value:
@@ -180,7 +180,7 @@ class SqliteSource(Source):
 
     def _all(self, connection: sqlite3.Connection) -> list[MatchRow]:
         columns = ", ".join(_name(column) for column in COLUMNS)
-        rows = connection.execute(f"SELECT {columns} FROM {_name(self._matches)}").fetchall()  # noqa: S608
+        rows = connection.execute(f"SELECT {columns} FROM {_name(self._matches)}").fetchall()
         return [MatchRow(**dict(zip(COLUMNS, map(str, row), strict=True))) for row in rows]
 
     def _undo_data(self, connection: sqlite3.Connection, match: MatchRow) -> dict[str, Any]:
