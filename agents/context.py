@@ -98,6 +98,7 @@ class AgentContext:
         now: the clock, UTC.
         log: where to log.
         open_proposals: this agent's proposals that still wait or are being applied.
+        turned_down: what people rejected or undid: fingerprint -> `Proposal.evidence_hash` at that time.
         run_id: the run, empty outside the daemon.
         calls: the model calls made so far, filled by `BaseAgent.use_llm`.
         notes: short facts about the run for its summary, filled by the agent.
@@ -110,6 +111,11 @@ class AgentContext:
     now: Callable[[], datetime] = utc_now
     log: Log = field(default_factory=lambda: PlainLog("askfirst.agent"))
     open_proposals: tuple[Proposal, ...] = ()
+    turned_down: Mapping[str, str] = field(default_factory=dict)
     run_id: str = ""
     calls: list[ModelCall] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def was_turned_down(self, proposal: Proposal) -> bool:
+        """Whether a person turned down the same change on the same evidence: the daemon will not keep it."""
+        return self.turned_down.get(proposal.fingerprint) == proposal.evidence_hash

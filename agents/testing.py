@@ -59,6 +59,7 @@ def make_agent(
     settings: Mapping[str, Any] | None = None,
     now: datetime | Callable[[], datetime] | None = None,
     open_proposals: Sequence[Proposal] = (),
+    turned_down: Sequence[Proposal] = (),
     base_dir: Path | None = None,
     data_dir: Path | None = None,
 ) -> BaseAgent:
@@ -76,6 +77,7 @@ def make_agent(
         data_dir=data_dir,
         now=clock,
         open_proposals=tuple(open_proposals),
+        turned_down={proposal.fingerprint: proposal.evidence_hash for proposal in turned_down},
         run_id="test",
     )
     return agent_cls(context)
@@ -88,6 +90,7 @@ async def run_agent(
     settings: Mapping[str, Any] | None = None,
     now: datetime | Callable[[], datetime] | None = None,
     open_proposals: Sequence[Proposal] = (),
+    turned_down: Sequence[Proposal] = (),
     base_dir: Path | None = None,
     data_dir: Path | None = None,
 ) -> AgentRun:
@@ -99,6 +102,7 @@ async def run_agent(
         settings: its table of the configuration.
         now: the time, or a clock; None for the time of day.
         open_proposals: its proposals that still wait.
+        turned_down: those that a person rejected or undid.
         base_dir: where relative paths of its settings start; the current folder if None.
         data_dir: the folder for what it must remember; the agent makes it when it needs it.
 
@@ -112,6 +116,7 @@ async def run_agent(
         settings=settings,
         now=now,
         open_proposals=open_proposals,
+        turned_down=turned_down,
         base_dir=base_dir,
         data_dir=data_dir,
     )

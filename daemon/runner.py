@@ -130,9 +130,13 @@ class Runner:
 
     async def _work(self, run: RunUnderWay, config: AgentConfig) -> None:
         """Let the agent look and think, within its time; what comes of it is in `run`."""
-        waiting = await self._proposals.open_for(run.agent)
         agent = await self._maker.make(
-            run.agent, run_id=run.run_id, open_proposals=waiting, calls=run.calls, notes=run.notes
+            run.agent,
+            run_id=run.run_id,
+            open_proposals=await self._proposals.open_for(run.agent),
+            turned_down=await self._proposals.turned_down(run.agent),
+            calls=run.calls,
+            notes=run.notes,
         )
         task = asyncio.ensure_future(_caught(_look(agent, run)))
         try:

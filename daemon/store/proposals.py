@@ -179,6 +179,14 @@ class ProposalStore:
             else changed.with_changes(decisions=(*changed.decisions, event.decision))
         )
 
+    async def turned_down(self, agent: str) -> dict[str, str]:
+        """What people rejected or undid of an agent: fingerprint -> evidence hash of the one closed last."""
+        c = proposals.c
+        asked = select(c.fingerprint).where(c.agent == agent, c.status.in_(tuple(_TURNED_DOWN)))
+        async with self._database.read() as connection:
+            last = await _last_of_each(connection, agent, c.fingerprint.in_(asked))
+        return {name: evidence for name, (status, evidence) in last.items() if status in _TURNED_DOWN}
+
     async def _where(self, condition: ColumnElement[bool]) -> tuple[Proposal, ...]:
         async with self._database.read() as connection:
             return await _load(connection, select(proposals).where(condition).order_by(proposals.c.id))
@@ -227,14 +235,23 @@ async def _last_closed(
     c = proposals.c
     found: dict[str, tuple[ProposalStatus, str]] = {}
     for chunk in _chunks(tuple(dict.fromkeys(fingerprints))):
-        query = (
-            select(c.fingerprint, c.status, c.evidence_hash)
-            .where(c.agent == agent, c.fingerprint.in_(chunk), c.status.in_(tuple(CLOSED)))
-            .order_by(c.updated_at, c.id)
-        )
-        for fingerprint, status, evidence_hash in await connection.execute(query):
-            found[fingerprint] = (ProposalStatus(status), evidence_hash)
+        found |= await _last_of_each(connection, agent, c.fingerprint.in_(chunk))
     return found
+
+
+async def _last_of_each(
+    connection: AsyncConnection, agent: str, condition: ColumnElement[bool]
+) -> dict[str, tuple[ProposalStatus, str]]:
+    c = proposals.c
+    query = (
+        select(c.fingerprint, c.status, c.evidence_hash)
+        .where(c.agent == agent, c.status.in_(tuple(CLOSED)), condition)
+        .order_by(c.updated_at, c.id)  # the last one wins
+    )
+    return {
+        fingerprint: (ProposalStatus(status), evidence_hash)
+        for fingerprint, status, evidence_hash in await connection.execute(query)
+    }
 
 
 async def _keep(connection: AsyncConnection, candidate: Proposal, run_id: str, now: datetime) -> Proposal:

@@ -151,6 +151,21 @@ async def test_a_closed_proposal_holds_nothing_back(tmp_path: Path) -> None:
     assert pairs_of(run.proposals) == {("O1", "N1")}
 
 
+async def test_what_was_turned_down_is_free_for_somebody_else_until_its_evidence_changes(
+    tmp_path: Path,
+) -> None:
+    folder = simple_folder(tmp_path, ["O1,rice,4,kg"], ["N1,rice,4,kg", "N2,rice,4,kg"])
+    settings = {"folder": str(folder)}
+    (first,) = await proposals_of(folder)
+    assert first.payload["need_id"] == "N1"
+    run = await run_agent(Matchmaker, settings=settings, now=NOON, turned_down=[first])
+    assert pairs_of(run.proposals) == {("O1", "N1"), ("O1", "N2")}  # the daemon leaves the first one out
+    simple_folder(tmp_path, ["O1,rice,4,kg"], ["N1,white rice,4,kg", "N2,oats,4,kg"])
+    changed = await run_agent(Matchmaker, settings=settings, now=NOON, turned_down=[first])
+    assert [p.evidence_hash == first.evidence_hash for p in changed.proposals] == [False]
+    assert pairs_of(changed.proposals) == {("O1", "N1")}
+
+
 async def test_an_open_proposal_whose_payload_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = simple_folder(tmp_path, ["O1,rice,10,kg"], ["N1,rice,4,kg"])
     (first,) = await proposals_of(folder)

@@ -98,8 +98,10 @@ async def test_running_again_makes_no_second_proposal(open_: Open) -> None:
     await runtime.runner.run("quick")
     again = await runtime.runner.run("quick")
     assert (again.proposals, again.duplicates) == ((), 1)
-    await runtime.desk.reject(1, "ana", "cli")
+    rejected = await runtime.desk.reject(1, "ana", "cli")
     assert (await runtime.runner.run("quick")).suppressed == 1
+    assert Quick.contexts[-1].turned_down == {rejected.fingerprint: rejected.evidence_hash}
+    assert Quick.contexts[-1].was_turned_down(rejected)
 
 
 async def test_an_agent_is_handed_all_it_needs(tmp_path: Path, open_: Open) -> None:

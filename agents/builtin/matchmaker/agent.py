@@ -67,8 +67,9 @@ class Matchmaker(BaseAgent):
             share = None if _ids(pair) in taken else stock.share(pair.offer, pair.need)
             proposal = await self._decide(pair, share, questions, now) if share else None
             if proposal is not None and share is not None:
-                stock.take(pair.offer, pair.need, share)
                 proposals.append(proposal)
+                if not self.context.was_turned_down(proposal):  # else it is free for somebody else
+                    stock.take(pair.offer, pair.need, share)
         self._note(loaded, refused, questions)
         return proposals
 
