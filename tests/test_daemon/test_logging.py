@@ -363,7 +363,8 @@ async def test_a_pipe_that_nobody_reads_never_stops_the_event_loop() -> None:
 
         lines = [json.loads(line) for line in (await asyncio.to_thread(read_all, reading)).splitlines()]
         kept = [line["n"] for line in lines if line["event"] == "line"]
-        assert kept == list(range(len(kept)))
+        # In their order; which ones depends on when the writer thread first got its turn.
+        assert kept == sorted(set(kept))
         assert len(kept) + lost == 6_000
         assert [line["count"] for line in lines if line["event"] == "log lines were lost"] == [lost]
         await asyncio.to_thread(close)

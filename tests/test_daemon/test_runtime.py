@@ -185,7 +185,7 @@ async def test_a_database_that_cannot_be_opened_opens_nothing(tmp_path: Path) ->
 
 
 async def test_an_agents_log_lines_name_the_agent_and_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Talking(BaseAgent):
         async def analyze(self) -> list[Proposal]:
@@ -195,7 +195,7 @@ async def test_an_agents_log_lines_name_the_agent_and_the_run(
     logging.getLogger("askfirst.agent").setLevel(logging.INFO)
     async with open_runtime(await settings_for(tmp_path), agents=[Talking], with_llm=False) as runtime:
         result = await runtime.runner.run("talking")
-    said = "".join(capsys.readouterr())
+    said = "".join(capsys.readouterr()) + caplog.text  # wherever structlog is set to write by now
     assert "3 rows read" in said
     assert result.run_id in said
     assert "talking" in said
