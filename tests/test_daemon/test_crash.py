@@ -41,9 +41,8 @@ async def reopened(stack: AsyncExitStack, folder: Path) -> Runtime:
 async def test_the_program_was_killed_in_the_middle_of_its_work(story: tuple[Path, Story]) -> None:
     _, told = story
     assert told.killed == KILLS
-    # How far it gets between two kills depends on the machine; some of each must have happened.
-    assert len(told.runs) > KILLS / 5
-    assert min(len(told.applied), len(told.undone), len(told.rejected)) > 0
+    assert len(told.runs) > KILLS / 2
+    assert min(len(told.applied), len(told.undone), len(told.rejected)) > 5
     assert told.recovered > 0  # some were killed between the two commits of an apply or an undo
 
 
