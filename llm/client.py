@@ -4,63 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-import uuid
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from contextvars import ContextVar
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack, overload
+from weakref import WeakSet
 
+from llm.caller import current_caller
 from llm.config import LLMConfig
-from llm.errors import CallCancelled, DeadlineExceeded, LLMError, ServerError
-from llm.events import (
-    CacheHit,
-    CacheMiss,
-    CallEvent,
-    CallFailed,
-    CallFinished,
-    CallStarted,
-    Observer,
+from llm.errors import (
+    BadReply,
+    CallCancelled,
+    DeadlineExceeded,
+    NotSupported,
 )
-from llm.middleware.base import Middleware, chain
-from llm.structured import as_json_schema
-from llm.types import LLMMessage, LLMRequest, LLMResponse
+from llm.events import CallEvent, Observer
+from llm.middleware.base import Middleware, chain, chain_embeds, chain_streams
+from llm.options import SETTINGS, CallOptions, ReplyOptions, cache_mode, refuse_unknown
+from llm.stats import Stats
+from llm.streams import LLMStream, was_late
+from llm.structured import as_json_schema, ask, validate
+from llm.types import (
+    Capabilities,
+    Chunk,
+    Embeddings,
+    EmbedRequest,
+    JSONSchema,
+    LLMMessage,
+    LLMRequest,
+    LLMResponse,
+    StreamEnd,
+    TextChunk,
+)
+from llm.watch import Watch
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from llm.structured import Schema
+
+    Model = TypeVar("Model", bound=BaseModel)
+
+Request = TypeVar("Request", LLMRequest, EmbedRequest)
+Answer = TypeVar("Answer", LLMResponse, Embeddings)
 
 _log = logging.getLogger(__name__)
 
-# The running call's deadline, so that a call cut by it is not reported as cancelled by its caller.
-_deadline: ContextVar[asyncio.Timeout | None] = ContextVar("llm_deadline", default=None)
-
-
-class Stats:
-    """Running totals of one client: an observer like any other."""
-
-    def __init__(self) -> None:
-        self.calls = self.errors = self.cache_hits = self.cache_misses = 0
-        self.prompt_tokens = self.completion_tokens = 0
-        self.seconds = 0.0
-
-    def __call__(self, event: CallEvent) -> None:
-        """Count one event."""
-        match event:
-            case CallStarted():
-                self.calls += 1
-            case CallFinished():
-                self.prompt_tokens += event.prompt_tokens
-                self.completion_tokens += event.completion_tokens
-                self.seconds += event.latency
-            case CallFailed():
-                self.errors += 1
-            case CacheHit():
-                self.cache_hits += 1
-            case CacheMiss():
-                self.cache_misses += 1
+_VARIANTS = 64  # different sets of options whose checked configuration is kept
 
 
 class LLMClient(ABC):
@@ -73,6 +66,7 @@ class LLMClient(ABC):
         config: how to reach the model; `config.backend` may differ from `backend` (a fallback).
         middleware: wrappers round `send`, the first one outermost.
         observers: called with every event of `llm.events`.
+        name: what events and messages call it, where one program has several; the backend's name if empty.
     """
 
     backend: ClassVar[str]
@@ -83,16 +77,26 @@ class LLMClient(ABC):
         *,
         middleware: Sequence[Middleware] = (),
         observers: Sequence[Observer] = (),
+        name: str = "",
     ) -> None:
         self.config = config
+        self.name = name or self.backend
         self._middleware = tuple(middleware)
         self._stats = Stats()
         self._observers: tuple[Observer, ...] = (self._stats, *observers)
         for wrapper in self._middleware:
-            wrapper.connect(self.backend, self.emit)
+            wrapper.connect(self.name, self.emit)
+        self._quick = [w.at_once for w in self._middleware if type(w).at_once is not Middleware.at_once]
         self._handle = chain(self._middleware, self._observed_send)
-        self._in_flight: set[asyncio.Task[LLMResponse]] = set()
+        self._handle_stream = chain_streams(self._middleware, self._observed_stream)
+        self._handle_embed = chain_embeds(self._middleware, self._observed_embed)
+        self._variants: dict[tuple[Any, ...], LLMConfig] = {}
+        self._in_flight: set[asyncio.Timeout] = set()
+        self._streams: WeakSet[LLMStream] = WeakSet()
+        self._drained: asyncio.Future[None] | None = None
         self._closed = False
+
+    # What a backend implements.
 
     @abstractmethod
     async def send(self, request: LLMRequest) -> LLMResponse:
@@ -102,84 +106,173 @@ class LLMClient(ABC):
             LLMError: anything that went wrong, translated.
         """
 
+    async def send_stream(self, request: LLMRequest) -> AsyncGenerator[Chunk, None]:
+        """The same in pieces, an async generator; a backend that cannot gives its whole answer as one piece.
+
+        Closing the generator must end the work at the other end. A source that ends without its end is a
+        `BadReply`, never a short answer.
+
+        Raises:
+            LLMError: anything that went wrong, translated.
+        """
+        response = await self.send(request)
+        if response.content:
+            yield TextChunk(response.content)
+        yield StreamEnd(response)
+
+    async def send_embed(self, request: EmbedRequest) -> Embeddings:
+        """Turn texts into vectors of length 1.
+
+        Raises:
+            NotSupported: this backend cannot.
+            LLMError: anything else that went wrong, translated.
+        """
+        del request
+        msg = f"the {self.backend} backend makes no embeddings; use ollama, remote, llamacpp or mlx for them"
+        raise NotSupported(msg)
+
     @abstractmethod
     async def health_check(self) -> bool:
         """Whether the backend answers and has the model. Never raises, never loads a model."""
 
+    async def capabilities(self) -> Capabilities:
+        """What the configured model can do, as far as is known without loading it.
+
+        Raises:
+            LLMError: the backend had to be asked, and did not answer.
+        """
+        return Capabilities(model=self.config.model)
+
+    async def _release(self) -> None:
+        """Close what the backend itself holds open; called once, after the last call ended."""
+        return
+
+    # What a caller uses.
+
     async def generate(
-        self,
-        prompt: str,
-        system_prompt: str | None = None,
-        *,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        schema: Schema | None = None,
-        cache: bool = True,
-        timeout: float | None = None,  # noqa: ASYNC109 - the total deadline is part of the contract
+        self, prompt: str, system_prompt: str | None = None, **options: Unpack[ReplyOptions]
     ) -> LLMResponse:
         """Answer one prompt.
 
         Args:
             prompt: what to ask.
             system_prompt: how the model shall behave.
-            temperature: overrides the configuration; 0 is greedy.
-            max_tokens: overrides the configuration.
-            top_p: overrides the configuration.
-            seed: overrides the configuration.
-            schema: pydantic model class or JSON schema that the reply is constrained to.
-            cache: False neither reads nor fills the response cache.
-            timeout: total seconds, overrides the configuration.
+            options: see `CallOptions`.
 
         Raises:
             LLMError: see `llm.errors`.
         """
-        turns = [LLMMessage("user", prompt)]
-        if system_prompt:
-            turns.insert(0, LLMMessage("system", system_prompt))
-        return await self.chat(
-            turns,
-            temperature=temperature,
-            max_tokens=max_tokens,
-            top_p=top_p,
-            seed=seed,
-            schema=schema,
-            cache=cache,
-            timeout=timeout,
-        )
+        request, seconds = self._request(_turns(prompt, system_prompt), options)
+        return await self.complete(request, timeout=seconds)
 
-    async def chat(
-        self,
-        messages: Sequence[LLMMessage],
-        *,
-        temperature: float | None = None,
-        max_tokens: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        schema: Schema | None = None,
-        cache: bool = True,
-        timeout: float | None = None,  # noqa: ASYNC109 - the total deadline is part of the contract
-    ) -> LLMResponse:
-        """Answer a conversation of several turns; the options are those of `generate`.
+    async def chat(self, messages: Sequence[LLMMessage], **options: Unpack[ReplyOptions]) -> LLMResponse:
+        """Answer a conversation of several turns; the options are those of `CallOptions`.
 
         Raises:
             LLMError: see `llm.errors`.
             ValueError: `messages` is empty.
         """
+        request, seconds = self._request(messages, options)
+        return await self.complete(request, timeout=seconds)
+
+    def stream(
+        self, prompt: str, system_prompt: str | None = None, **options: Unpack[ReplyOptions]
+    ) -> LLMStream:
+        """Answer one prompt in pieces, as they come; nothing is sent before the first piece is asked for.
+
+        The arguments are those of `generate`; errors are raised while it is read.
+        """
+        return self.stream_chat(_turns(prompt, system_prompt), **options)
+
+    def stream_chat(self, messages: Sequence[LLMMessage], **options: Unpack[ReplyOptions]) -> LLMStream:
+        """Answer a conversation in pieces; see `stream` and `chat`.
+
+        Raises:
+            ConfigurationError: an option cannot work.
+            ValueError: `messages` is empty.
+        """
+        request, seconds = self._request(messages, options)
+        return self.complete_stream(request, timeout=seconds)
+
+    @overload
+    async def structured(
+        self,
+        prompt: str,
+        schema: type[Model],
+        system_prompt: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Model: ...
+
+    @overload
+    async def structured(
+        self,
+        prompt: str,
+        schema: JSONSchema,
+        system_prompt: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Any: ...
+
+    async def structured(
+        self, prompt: str, schema: Schema, system_prompt: str | None = None, **options: Unpack[CallOptions]
+    ) -> Any:
+        """Answer one prompt with an object that fits `schema`.
+
+        Args:
+            prompt: what to ask; the schema's fields are written below it.
+            schema: a pydantic model class, or a JSON schema.
+            system_prompt: how the model shall behave.
+            options: see `CallOptions`.
+
+        Returns:
+            An instance of the model class; plain data for a JSON schema.
+
+        Raises:
+            SchemaMismatch: the reply does not fit, also after the model was shown its mistake once.
+            LLMError: see `llm.errors`.
+        """
+        response = await ask(self, _turns(prompt, system_prompt), schema, **options)
+        return validate(schema, response.content)
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - the total deadline is part of the contract
+        task: str = "",
+    ) -> Embeddings:
+        """Turn texts into vectors of length 1, with `config.embed_model` or else `config.model`.
+
+        Args:
+            texts: what to embed, each not empty.
+            timeout: total seconds, overrides the configuration.
+            task: what it is for, in the ledger.
+
+        Raises:
+            NotSupported: the backend or the model makes no embeddings.
+            ValueError: one of the texts is empty, or is no text.
+            LLMError: see `llm.errors`.
+        """
+        chosen = tuple(texts)
+        if isinstance(texts, str) or not all(text and isinstance(text, str) for text in chosen):
+            msg = "embed() takes a list of texts, none of them empty"
+            raise ValueError(msg)
+        model = self.config.embed_model or self.config.model
+        if not chosen:
+            return Embeddings(vectors=(), model=model, backend=self.backend)
+        request = EmbedRequest(texts=chosen, model=model, caller=current_caller(task))
+        seconds = self.config.timeout if timeout is None else timeout
+        return await self._within(self._handle_embed, request, seconds)
+
+    # How a call is made.
+
+    def _request(self, messages: Sequence[LLMMessage], options: ReplyOptions) -> tuple[LLMRequest, float]:
+        """The finished request, every default filled in, and its total seconds."""
         if not messages:
             msg = "chat() needs at least one message"
             raise ValueError(msg)
-        # Checked by LLMConfig's own rules, so that a bad override is named like a bad setting.
-        options = {
-            "temperature": temperature,
-            "max_tokens": max_tokens,
-            "top_p": top_p,
-            "seed": seed,
-            "timeout": timeout,
-        }
-        overrides = {name: value for name, value in options.items() if value is not None}
-        chosen = self.config.with_values(**overrides) if overrides else self.config
+        refuse_unknown(options)
+        chosen = self._chosen(options) if options else self.config
+        schema = options.get("schema")
         request = LLMRequest(
             messages=tuple(messages),
             model=chosen.model,
@@ -188,9 +281,30 @@ class LLMClient(ABC):
             top_p=chosen.top_p,
             seed=chosen.seed,
             schema=None if schema is None else as_json_schema(schema),
-            use_cache=cache,
+            stop=tuple(options.get("stop") or ()),
+            think=chosen.think,
+            tools=tuple(options.get("tools") or ()),
+            cache=cache_mode(options.get("cache", True), chosen.cache_mode),
+            max_age=chosen.cache_max_age,
+            caller=current_caller(options.get("task", "")),
+            template=options.get("template", ""),
         )
-        return await self.complete(request, timeout=chosen.timeout)
+        return request, chosen.timeout
+
+    def _chosen(self, options: ReplyOptions) -> LLMConfig:
+        """The configuration with the options that are settings too, checked by its own rules and kept."""
+        given = {SETTINGS[name]: value for name, value in options.items() if name in SETTINGS}
+        overrides = {name: value for name, value in given.items() if value is not None}
+        if not overrides:
+            return self.config
+        key = tuple((name, type(value), value) for name, value in overrides.items())
+        found = self._variants.get(key)
+        if found is None:
+            found = self.config.with_values(**overrides)
+            if len(self._variants) >= _VARIANTS:
+                self._variants.clear()
+            self._variants[key] = found
+        return found
 
     async def complete(
         self,
@@ -203,73 +317,113 @@ class LLMClient(ABC):
         Raises:
             LLMError: see `llm.errors`.
         """
-        if self._closed:
-            msg = f"this {self.backend} client is closed; get a new one from get_llm_client()"
-            raise CallCancelled(msg)
+        if self._quick and not self._closed:
+            for answer in self._quick:
+                found = answer(request)
+                if found is not None:
+                    return found
+        return await self._within(self._handle, request, self.config.timeout if timeout is None else timeout)
+
+    def complete_stream(
+        self,
+        request: LLMRequest,
+        *,
+        timeout: float | None = None,
+    ) -> LLMStream:
+        """Answer a finished request in pieces within the total deadline.
+
+        Raises:
+            CallCancelled: the client is closed.
+        """
+        self._refuse_when_closed()
         seconds = self.config.timeout if timeout is None else timeout
-        task = asyncio.ensure_future(self._within(request, seconds))
-        self._in_flight.add(task)
-        task.add_done_callback(self._in_flight.discard)
-        try:
-            return await task
-        except asyncio.CancelledError:
-            if self._cut_by_closing():
-                msg = f"the {self.backend} client was closed during the call"
-                raise CallCancelled(msg) from None
-            raise
+        stream = LLMStream(
+            self._handle_stream(request),
+            seconds=seconds,
+            too_late=lambda: self._too_late(request.model, seconds),
+            call_id=new_call_id(),
+        )
+        self._streams.add(stream)
+        return stream
 
-    def _cut_by_closing(self) -> bool:
-        """Whether a cancelled call was cancelled by `aclose` and not by its caller."""
-        current = asyncio.current_task()
-        return self._closed and not (current is not None and current.cancelling())
-
-    async def _within(self, request: LLMRequest, seconds: float) -> LLMResponse:
+    async def _within(
+        self, handle: Callable[[Request], Awaitable[Answer]], request: Request, seconds: float
+    ) -> Answer:
+        """Run one call within its deadline; closing the client ends it by moving the deadline to now."""
+        self._refuse_when_closed()
         try:
             async with asyncio.timeout(seconds) as scope:
-                _deadline.set(scope)
-                response = await self._handle(request)
-                return replace(response, call_id=uuid.uuid4().hex)
+                self._in_flight.add(scope)
+                token = was_late.set(scope.expired)
+                try:
+                    response = await handle(request)
+                finally:
+                    was_late.reset(token)
+                    self._leave(scope)
         except TimeoutError as error:
-            msg = (
-                f"{self.backend} gave no whole answer from {request.model} within {seconds:g} s; "
-                "raise LLM_TIMEOUT, lower LLM_MAX_TOKENS or use a smaller model"
-            )
-            raise DeadlineExceeded(msg) from error
+            if self._closed:
+                msg = f"the {self.name} client was closed during the call"
+                raise CallCancelled(msg) from None
+            raise self._too_late(request.model, seconds) from error
+        return replace(response, call_id=new_call_id())
+
+    def _leave(self, scope: asyncio.Timeout) -> None:
+        self._in_flight.discard(scope)
+        if self._drained is not None and not self._in_flight and not self._drained.done():
+            self._drained.set_result(None)
+
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            msg = f"this {self.name} client is closed; get a new one from get_llm_client()"
+            raise CallCancelled(msg)
+
+    def _too_late(self, model: str, seconds: float) -> DeadlineExceeded:
+        return DeadlineExceeded(
+            f"{self.name} gave no whole answer from {model} within {seconds:g} s; "
+            "raise LLM_TIMEOUT, lower LLM_MAX_TOKENS or use a smaller model"
+        )
 
     async def _observed_send(self, request: LLMRequest) -> LLMResponse:
-        started = time.perf_counter()
-        self.emit(CallStarted(backend=self.backend, model=request.model))
+        watch = Watch(self, request, "chat")
         try:
             response = await self.send(request)
-        except LLMError as error:
-            self._emit_failure(request, started, error.code)
-            raise
-        except asyncio.CancelledError:
-            scope = _deadline.get()
-            late = scope is not None and scope.expired()
-            code = DeadlineExceeded.code if late else CallCancelled.code
-            self._emit_failure(request, started, code)
-            raise
-        except Exception as error:
-            # The promise of the error tree: whatever a backend or its library throws, callers see LLMError.
-            self._emit_failure(request, started, ServerError.code)
-            msg = f"the {self.backend} backend failed unexpectedly ({type(error).__name__})"
-            raise ServerError(msg) from error
-        response = replace(response, latency=time.perf_counter() - started)
-        self.emit(
-            CallFinished(
-                backend=self.backend,
-                model=request.model,
-                latency=response.latency,
-                prompt_tokens=response.prompt_tokens,
-                completion_tokens=response.completion_tokens,
-            )
-        )
-        return response
+        except BaseException as error:  # noqa: BLE001 - told to the observers, and raised again
+            raise watch.failed(error) from watch.cause(error)
+        return watch.finished(response)
 
-    def _emit_failure(self, request: LLMRequest, started: float, code: str) -> None:
-        latency = time.perf_counter() - started
-        self.emit(CallFailed(backend=self.backend, model=request.model, latency=latency, code=code))
+    async def _observed_embed(self, request: EmbedRequest) -> Embeddings:
+        watch = Watch(self, request, "embed")
+        try:
+            found = await self.send_embed(request)
+        except BaseException as error:  # noqa: BLE001 - told to the observers, and raised again
+            raise watch.failed(error) from watch.cause(error)
+        return watch.embedded(found)
+
+    async def _observed_stream(self, request: LLMRequest) -> AsyncGenerator[Chunk, None]:
+        watch = Watch(self, request, "chat")
+        source = self.send_stream(request)
+        try:
+            async with aclosing(source):
+                async for chunk in source:
+                    if watch.first is None:
+                        watch.begun()
+                    if type(chunk) is StreamEnd:
+                        yield StreamEnd(watch.finished(chunk.response))
+                        return
+                    yield chunk
+            raise self._unended()  # noqa: TRY301 - told to the observers like any other failure
+        except BaseException as error:
+            if watch.done:
+                raise
+            raise watch.failed(error) from watch.cause(error)
+
+    def _unended(self) -> BadReply:
+        return BadReply(f"the stream of {self.name} ended without its end; the answer is not whole")
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `aclose` was called."""
+        return self._closed
 
     def emit(self, event: CallEvent) -> None:
         """Tell every observer what happened; one that raises is logged and does not cost the answer."""
@@ -280,37 +434,28 @@ class LLMClient(ABC):
                 _log.warning("an observer failed on %s", type(event).__name__, exc_info=True)
 
     def get_stats(self) -> dict[str, Any]:
-        """Totals since the client was made: calls, errors, cache hits and misses, tokens, seconds."""
-        stats = self._stats
-        return {
-            "backend": self.backend,
-            "model": self.config.model,
-            "calls": stats.calls,
-            "errors": stats.errors,
-            "cache_hits": stats.cache_hits,
-            "cache_misses": stats.cache_misses,
-            "prompt_tokens": stats.prompt_tokens,
-            "completion_tokens": stats.completion_tokens,
-            "tokens_used": stats.prompt_tokens + stats.completion_tokens,
-            "seconds": stats.seconds,
-        }
+        """Totals since the client was made: calls, errors, retries, hits and misses, tokens, seconds."""
+        return {"backend": self.backend, "model": self.config.model, **self._stats.totals()}
 
     async def aclose(self) -> None:
-        """Cancel calls under way (they raise `CallCancelled`) and give back connections and processes."""
+        """End calls under way (they raise `CallCancelled`) and give back connections and processes."""
         if self._closed:
             return
         self._closed = True
-        tasks = tuple(self._in_flight)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        msg = f"the {self.name} client was closed during the call"
+        streams = tuple(self._streams)
+        for stream in streams:
+            stream.interrupt(CallCancelled(msg))
+        for scope in tuple(self._in_flight):
+            scope.reschedule(0.0)
+        if self._in_flight:
+            self._drained = asyncio.get_running_loop().create_future()
+            await self._drained
+        for stream in streams:
+            await stream.landed()
         async with AsyncExitStack() as stack:  # one that fails to close does not keep the others open
             for close in (self._release, *(wrapper.aclose for wrapper in reversed(self._middleware))):
                 stack.push_async_callback(close)
-
-    async def _release(self) -> None:
-        """Close what the backend itself holds open; called once, after the last call ended."""
-        return
 
     async def __aenter__(self) -> Self:
         return self
@@ -322,3 +467,13 @@ class LLMClient(ABC):
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def _turns(prompt: str, system_prompt: str | None) -> list[LLMMessage]:
+    turn = LLMMessage("user", prompt)
+    return [LLMMessage("system", system_prompt), turn] if system_prompt else [turn]
+
+
+def new_call_id() -> str:
+    """32 hex digits that name one call in logs and stores."""
+    return os.urandom(16).hex()

@@ -6,9 +6,10 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, cast
 
 from llm.errors import ConfigurationError
+from llm.types import CACHE_MODES, CacheMode, Think
 
 DEFAULT_BACKEND = "ollama"
 AUTO = "auto"
@@ -46,6 +47,24 @@ class LLMConfig:
         context_length: tokens of context to ask a local engine for; one fixed value, because Ollama
             reloads the model whenever it changes.
         max_reply_bytes: a reply larger than this is cut off and refused.
+        think: whether the model may think before it answers: True, False, "low", "medium" or "high".
+        overflow: what to do with a prompt longer than the context: "refuse" it, or "trim" its oldest turns.
+        keep_alive: how long Ollama keeps the model loaded: seconds or "10m", "0" not at all, "-1" for ever;
+            None leaves it to the server.
+        embed_model: the model of `embed`, None means `model`.
+        adapter_path: folder of a LoRA adapter for mlx, None for none.
+        model_dir: folder of downloaded models, None means the user's data folder.
+        idle_seconds: an embedded engine without a call for so long gives its memory back.
+        api_version: Anthropic's API version, None means the backend's own choice.
+        cache_mode: "on", "read" (keep nothing new), "write" (ask anew, and keep) or "off".
+        cache_max_age: seconds; an older kept reply does not count. None takes any.
+        cache_max_bytes: most bytes of the cache's file.
+        retries: how often a failed call is made again, at most.
+        max_concurrency: calls under way at a time, None for no limit.
+        requests_per_minute: most calls in a minute, None for no limit.
+        tokens_per_minute: most tokens in a minute, None for no limit.
+        budget: what may be spent, such as "100000 tokens/day, 2 usd/month"; see `llm.budgets`.
+        usage_file: the ledger of all calls, None keeps none.
 
     Raises:
         ConfigurationError: one or more values cannot work; all of them are named at once.
@@ -64,11 +83,28 @@ class LLMConfig:
     seed: int | None = None
     context_length: int = 4096
     max_reply_bytes: int = MAX_REPLY_BYTES
+    think: Think = False
+    overflow: str = "refuse"
+    keep_alive: str | None = None
+    embed_model: str | None = None
+    adapter_path: str | None = None
+    model_dir: str | None = None
+    idle_seconds: float = 300.0
+    api_version: str | None = None
+    cache_mode: CacheMode = "on"
+    cache_max_age: float | None = None
+    cache_max_bytes: int = 64 * 1024 * 1024
+    retries: int = 2
+    max_concurrency: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    budget: str | None = None
+    usage_file: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("backend", "model", "api_base", "api_key"):
+        for name in ("backend", "model", *_OPTIONAL_TEXTS):
             value = getattr(self, name)
-            if not isinstance(value, str) and not (value is None and name.startswith("api")):
+            if not isinstance(value, str) and not (value is None and name in _OPTIONAL_TEXTS):
                 msg = f"{ENVIRONMENT[name]} ({name}) must be a text, not a {type(value).__name__}"
                 raise ConfigurationError(msg)
         object.__setattr__(self, "backend", self.backend.strip().lower())
@@ -134,6 +170,23 @@ ENVIRONMENT: Mapping[str, str] = {
     "seed": "LLM_SEED",
     "context_length": "LLM_CONTEXT_LENGTH",
     "max_reply_bytes": "LLM_MAX_REPLY_BYTES",
+    "think": "LLM_THINK",
+    "overflow": "LLM_OVERFLOW",
+    "keep_alive": "LLM_KEEP_ALIVE",
+    "embed_model": "LLM_EMBED_MODEL",
+    "adapter_path": "LLM_ADAPTER_PATH",
+    "model_dir": "LLM_MODEL_DIR",
+    "idle_seconds": "LLM_IDLE_SECONDS",
+    "api_version": "LLM_API_VERSION",
+    "cache_mode": "LLM_CACHE_MODE",
+    "cache_max_age": "LLM_CACHE_MAX_AGE",
+    "cache_max_bytes": "LLM_CACHE_MAX_BYTES",
+    "retries": "LLM_RETRIES",
+    "max_concurrency": "LLM_MAX_CONCURRENCY",
+    "requests_per_minute": "LLM_REQUESTS_PER_MINUTE",
+    "tokens_per_minute": "LLM_TOKENS_PER_MINUTE",
+    "budget": "LLM_BUDGET",
+    "usage_file": "LLM_USAGE_FILE",
 }
 """Each field's environment variable."""
 
@@ -158,6 +211,13 @@ def _boolean(text: str) -> bool:
     return lowered in _TRUE
 
 
+def _thinking(text: str) -> Think:
+    lowered = text.lower()
+    if lowered in _LEVELS:
+        return cast("Think", lowered)
+    return _boolean(text)
+
+
 _PARSERS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "temperature": (float, "a number from 0.0 to 2.0"),
     "top_p": (float, "a number above 0 and at most 1"),
@@ -167,7 +227,26 @@ _PARSERS: Mapping[str, tuple[Callable[[str], Any], str]] = {
     "context_length": (int, "a whole number of tokens, 256 or more"),
     "max_reply_bytes": (int, "a whole number of bytes, 1024 or more"),
     "enable_cache": (_boolean, "true or false"),
+    "think": (_thinking, "true, false, low, medium or high"),
+    "overflow": (str, "refuse or trim"),
+    "idle_seconds": (float, "a number of seconds above 0"),
+    "cache_mode": (str, f"one of {', '.join(CACHE_MODES)}"),
+    "cache_max_age": (float, "a number of seconds above 0"),
+    "cache_max_bytes": (int, "a whole number of bytes, 65536 or more"),
+    "retries": (int, "a whole number from 0 to 10"),
+    "max_concurrency": (int, "a whole number, 1 or more"),
+    "requests_per_minute": (int, "a whole number, 1 or more"),
+    "tokens_per_minute": (int, "a whole number, 1 or more"),
 }
+
+_OPTIONAL_TEXTS = frozenset(
+    {
+        *("api_key", "api_base", "keep_alive", "embed_model", "adapter_path", "model_dir", "api_version"),
+        *("budget", "usage_file"),
+    }
+)
+_LEVELS = ("low", "medium", "high")
+_OVERFLOW = ("refuse", "trim")
 
 
 def parse_field(name: str, value: Any) -> Any:
@@ -209,6 +288,17 @@ def _problems(config: LLMConfig) -> list[tuple[str, str]]:
         "context_length": _whole(config.context_length, 256),
         "max_reply_bytes": _whole(config.max_reply_bytes, 1024),
         "enable_cache": isinstance(config.enable_cache, bool),
+        "think": isinstance(config.think, bool) or config.think in _LEVELS,
+        "overflow": config.overflow in _OVERFLOW,
+        "idle_seconds": _number(config.idle_seconds) and config.idle_seconds > 0,
+        "cache_mode": config.cache_mode in CACHE_MODES,
+        "cache_max_age": config.cache_max_age is None
+        or (_number(config.cache_max_age) and config.cache_max_age > 0),
+        "cache_max_bytes": _whole(config.cache_max_bytes, 65536),
+        "retries": _whole(config.retries, 0) and config.retries <= 10,
+        "max_concurrency": config.max_concurrency is None or _whole(config.max_concurrency, 1),
+        "requests_per_minute": config.requests_per_minute is None or _whole(config.requests_per_minute, 1),
+        "tokens_per_minute": config.tokens_per_minute is None or _whole(config.tokens_per_minute, 1),
     }
     found = [
         (

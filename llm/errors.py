@@ -2,15 +2,21 @@
 
     LLMError
     |-- ConfigurationError        the settings cannot work          (never retried)
-    |   `-- NoModel               no model is configured: rules only
+    |   |-- NoModel               no model is configured: rules only
+    |   `-- TemplateError         a prompt template is missing or cannot be filled in
     |-- ConnectionFailed          the backend cannot be reached     (retry may help)
+    |   `-- BreakerOpen           it failed so often that it is left alone for a while; `retry_after`
     |-- DeadlineExceeded          the total time ran out            (retry may help)
     |-- AuthenticationFailed      the key is missing or refused     (never retried)
     |-- RateLimited               too many requests; `retry_after`  (retry later)
+    |-- BudgetExceeded            a budget of ours is used up       (retry later)
     |-- BadRequest                the backend refused the request   (never retried)
-    |   `-- ModelNotFound         the model is not there: pull it   (never retried)
-    |-- ServerError               the backend failed                (retry may help)
+    |   |-- ModelNotFound         the model is not there: pull it   (never retried)
+    |   `-- NotSupported          this backend or model cannot do that
+    |-- ServerError               the backend failed; `retry_after` (retry may help)
     |-- BadReply                  the reply is not what was asked   (retry may help)
+    |   |-- SchemaMismatch        it does not fit the schema, also after the repair
+    |   `-- ToolLoopExceeded      it kept asking for tools
     `-- CallCancelled             the client was closed meanwhile   (never retried)
 
 `asyncio.CancelledError` is not translated: it belongs to the caller who cancelled.
@@ -27,10 +33,12 @@ class LLMError(Exception):
     Attributes:
         code: a short stable word, safe as a metric label.
         retryable: whether the same call may succeed later without a change by a person.
+        retry_after: seconds before which asking again is of no use, None when nobody said.
     """
 
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
+    retry_after: float | None = None
 
 
 class ConfigurationError(LLMError):
@@ -45,11 +53,27 @@ class NoModel(ConfigurationError):
     code = "no_model"
 
 
+class TemplateError(ConfigurationError):
+    """A prompt template is missing, is no template, or a variable that it needs was not given."""
+
+    code = "template"
+
+
 class ConnectionFailed(LLMError):
     """The backend cannot be reached: refused, unknown host, broken connection, engine not installed."""
 
     code = "connection"
     retryable = True
+
+
+class BreakerOpen(ConnectionFailed):
+    """The backend failed several times in a row and is left alone until `retry_after` seconds have passed."""
+
+    code = "breaker_open"
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class DeadlineExceeded(LLMError):
@@ -82,6 +106,17 @@ class RateLimited(LLMError):
         self.quota = quota
 
 
+class BudgetExceeded(LLMError):
+    """A budget that the owner set is used up; it is free again after `retry_after` seconds."""
+
+    code = "budget"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class BadRequest(LLMError):
     """The backend understood the request and refuses it; the same request will be refused again."""
 
@@ -94,11 +129,25 @@ class ModelNotFound(BadRequest):
     code = "model_not_found"
 
 
+class NotSupported(BadRequest):
+    """The backend or the model has no such ability: streams of tools, embeddings, images."""
+
+    code = "not_supported"
+
+
 class ServerError(LLMError):
-    """The backend failed on its side (HTTP 5xx, a crashed runner or engine process)."""
+    """The backend failed on its side (HTTP 5xx, a crashed runner or engine process).
+
+    Attributes:
+        retry_after: seconds that the server asked to wait, None if it did not say.
+    """
 
     code = "server"
     retryable = True
+
+    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class BadReply(LLMError):
@@ -106,6 +155,18 @@ class BadReply(LLMError):
 
     code = "bad_reply"
     retryable = True
+
+
+class SchemaMismatch(BadReply):
+    """The reply does not fit the schema, also after the model was shown its mistake."""
+
+    code = "schema"
+
+
+class ToolLoopExceeded(BadReply):
+    """The model kept asking for tools until the step limit."""
+
+    code = "tool_loop"
 
 
 class CallCancelled(LLMError):
@@ -121,14 +182,20 @@ ERROR_CODES: tuple[str, ...] = (
         for cls in (
             ConfigurationError,
             NoModel,
+            TemplateError,
             ConnectionFailed,
+            BreakerOpen,
             DeadlineExceeded,
             AuthenticationFailed,
             RateLimited,
+            BudgetExceeded,
             BadRequest,
             ModelNotFound,
+            NotSupported,
             ServerError,
             BadReply,
+            SchemaMismatch,
+            ToolLoopExceeded,
             CallCancelled,
         )
     ),

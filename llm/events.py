@@ -6,35 +6,70 @@ Adapters turn them into logs and metrics; this package knows neither.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
+
+from llm.types import NOBODY, Caller
+
+Operation = Literal["chat", "embed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallEvent:
-    """Common to all events: which backend and model it is about."""
+    """Common to all events.
+
+    Attributes:
+        backend: the backend's name; that of its table in the configuration where there are several.
+        model: the model that was asked for.
+        caller: who asked.
+    """
 
     backend: str
     model: str
+    caller: Caller = NOBODY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallStarted(CallEvent):
     """A request goes to a backend."""
 
+    operation: Operation = "chat"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstToken(CallEvent):
+    """The first chunk of a stream came, `seconds` after the request went out."""
+
+    seconds: float
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFinished(CallEvent):
-    """A backend answered. `latency` is in seconds."""
+    """A backend answered.
 
+    Attributes:
+        operation: what it was asked to do.
+        latency: seconds from the request to the whole answer.
+        prompt_tokens: tokens in, those that the backend had cached included.
+        completion_tokens: tokens out, those of the thinking included.
+        cached_tokens: tokens in that the backend had in a prefix cache of its own.
+        thinking_tokens: tokens out that were thinking.
+        template: name and version of the prompt template, empty without one.
+    """
+
+    operation: Operation = "chat"
     latency: float
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = 0
+    thinking_tokens: int = 0
+    template: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFailed(CallEvent):
     """A backend call failed with the error class `code` after `latency` seconds."""
 
+    operation: Operation = "chat"
     latency: float
     code: str
 
@@ -47,6 +82,63 @@ class CacheHit(CallEvent):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheMiss(CallEvent):
     """The response cache had no answer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coalesced(CallEvent):
+    """An identical call was under way, whose answer this one shares."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retried(CallEvent):
+    """A call failed with `code` and is made again after `delay` seconds; `attempt` counts from 2."""
+
+    attempt: int
+    delay: float
+    code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FellBack(CallEvent):
+    """`backend` failed with `code`, and `to` is asked instead."""
+
+    to: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Escalated(CallEvent):
+    """`backend` answered, but "unsure" or not as the schema wants (`why`), and `to` is asked as well."""
+
+    to: str
+    why: Literal["unsure", "invalid"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerOpened(CallEvent):
+    """The backend failed `failures` times in a row and is left alone for `seconds`."""
+
+    failures: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerClosed(CallEvent):
+    """The backend answered again after its breaker had opened."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRefused(CallEvent):
+    """A call was refused because `budget`, as it is written in the configuration, is used up."""
+
+    budget: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterDropped(CallEvent):
+    """The model does not take `parameter`, which is left out from now on."""
+
+    parameter: str
 
 
 class Observer(Protocol):

@@ -4,14 +4,66 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length", "content_filter", "other"]
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]
+CacheMode = Literal["on", "off", "read", "write"]
+Think = bool | Literal["low", "medium", "high"]
 JSONSchema = Mapping[str, Any]
 
 ROLES: tuple[str, ...] = get_args(Role)
+CACHE_MODES: tuple[str, ...] = get_args(CacheMode)
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that a model may ask to be called; `llm.tools` makes one from a typed Python function.
+
+    Attributes:
+        name: 1 to 64 of a-z, A-Z, 0-9, _ and -.
+        description: what it does, for the model.
+        parameters: JSON schema of its arguments, an object.
+    """
+
+    name: str
+    description: str
+    parameters: JSONSchema
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A model's wish to have a tool called.
+
+    Attributes:
+        id: names this call in the turn that answers it.
+        name: the tool.
+        arguments: its arguments, not yet checked against the tool's schema.
+    """
+
+    id: str
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks, for the ledger, budgets and routes; shapes no answer.
+
+    Attributes:
+        agent: name of the agent, empty outside one.
+        run_id: the agent's run.
+        task: what the call is for, such as "title"; a route may be named for it.
+    """
+
+    agent: str = ""
+    run_id: str = ""
+    task: str = ""
+
+
+NOBODY = Caller()
+"""The caller of a program that does not say who it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +71,19 @@ class LLMMessage:
     """One turn of a conversation.
 
     Args:
-        role: who speaks: "system", "user" or "assistant".
-        content: what is said.
+        role: who speaks: "system", "user", "assistant" or "tool".
+        content: what is said; a tool's result.
+        tool_calls: what the assistant asked to have called in this turn.
+        tool_call_id: which call a tool's turn answers.
 
     Raises:
-        ValueError: the role is not one of the three, or the content is no text.
+        ValueError: the role is not one of the four, or the content is no text.
     """
 
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -51,7 +107,14 @@ class LLMRequest:
         top_p: nucleus threshold in (0, 1]; None leaves it to the model.
         seed: seed of the sampler; None leaves it to the backend.
         schema: JSON schema that the reply must fit, None for free text.
-        use_cache: whether the response cache may answer or keep this call; shapes no answer.
+        stop: texts at which the model stops; they are not part of the answer.
+        think: whether the model may think before it answers, and how hard.
+        tools: functions that the model may ask to have called.
+        cache: how the response cache is used. This and what follows shapes no answer.
+        max_age: seconds; an older kept reply does not count. None takes any.
+        caller: who asks.
+        template: name and version of the prompt template, empty without one.
+        key: identifies the call among identical ones; filled in by the response cache.
     """
 
     messages: tuple[LLMMessage, ...]
@@ -61,7 +124,14 @@ class LLMRequest:
     top_p: float | None
     seed: int | None = None
     schema: JSONSchema | None = None
-    use_cache: bool = True
+    stop: tuple[str, ...] = ()
+    think: Think = False
+    tools: tuple[Tool, ...] = ()
+    cache: CacheMode = "on"
+    max_age: float | None = None
+    caller: Caller = NOBODY
+    template: str = ""
+    key: bytes | None = field(default=None, repr=False)
 
     @property
     def system_prompt(self) -> str | None:
@@ -83,10 +153,16 @@ class LLMResponse:
         content: the text.
         model: the model that answered, as the backend names it.
         backend: the backend's name.
-        finish_reason: "stop" when the model ended by itself, "length" when `max_tokens` cut it.
+        finish_reason: "stop" when the model ended by itself, "length" when `max_tokens` cut it,
+            "tool_calls" when it waits for the results of those.
         prompt_tokens: tokens of the whole prompt, those that the engine had cached included.
-        completion_tokens: tokens generated.
+        completion_tokens: tokens generated, those of its thinking included.
+        cached_tokens: tokens of the prompt that the engine or service had in its own prefix cache.
+        thinking_tokens: tokens of the thinking where the backend counts them, else 0.
+        thinking: what the model thought before it answered, empty unless it was asked to.
+        tool_calls: what it asks to have called.
         cached: True when the response cache answered.
+        first_token: seconds from the call to the first chunk of a stream, None without a stream.
         latency: seconds from the call to the answer, 0 when unknown.
         call_id: names this call in logs and stores; a new one at each call, cached or not.
     """
@@ -97,7 +173,12 @@ class LLMResponse:
     finish_reason: FinishReason = "stop"
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    thinking_tokens: int = 0
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
     cached: bool = False
+    first_token: float | None = None
     latency: float = 0.0
     call_id: str = ""
 
@@ -116,3 +197,97 @@ class LLMResponse:
 
     def __str__(self) -> str:
         return self.content
+
+
+@dataclass(frozen=True, slots=True)
+class TextChunk:
+    """The next piece of the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingChunk:
+    """The next piece of what the model thinks before it answers."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """The end of a stream: the whole answer, with its usage and why it ended."""
+
+    response: LLMResponse
+
+
+Chunk = TextChunk | ThinkingChunk | StreamEnd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedRequest:
+    """Texts to turn into vectors, as a backend gets them.
+
+    Attributes:
+        texts: at least one, none of them empty.
+        model: the backend's name of the embedding model.
+        caller: who asks.
+    """
+
+    texts: tuple[str, ...]
+    model: str
+    caller: Caller = NOBODY
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embeddings:
+    """Texts as vectors.
+
+    Attributes:
+        vectors: one for each text, in its order, each of length 1 (L2).
+        model: the model that made them.
+        backend: the backend's name.
+        prompt_tokens: tokens of all texts, 0 where the backend does not count them.
+        latency: seconds from the call to the answer.
+        call_id: names this call in logs and stores.
+    """
+
+    vectors: tuple[tuple[float, ...], ...]
+    model: str
+    backend: str
+    prompt_tokens: int = 0
+    latency: float = 0.0
+    call_id: str = ""
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in each vector."""
+        return len(self.vectors[0]) if self.vectors else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a model can do, as far as its backend knows; the cautious answer where it does not.
+
+    Attributes:
+        model: the backend's name of the model.
+        sampling: which of "temperature", "top_p" and "seed" it takes.
+        schema: whether the backend holds it to a JSON schema.
+        tools: whether it can ask for tools.
+        thinking: whether it can think before it answers.
+        always_thinks: whether that cannot be switched off.
+        vision: whether it takes images (this layer sends none).
+        embedding: whether it turns texts into vectors.
+        chat: whether it answers prompts.
+        context_length: tokens of context that it was made for, None when unknown.
+    """
+
+    model: str
+    sampling: frozenset[str] = frozenset({"temperature", "top_p", "seed"})
+    schema: bool = False
+    tools: bool = False
+    thinking: bool = False
+    always_thinks: bool = False
+    vision: bool = False
+    embedding: bool = False
+    chat: bool = True
+    context_length: int | None = None

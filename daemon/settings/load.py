@@ -28,6 +28,9 @@ _FOLDERS: tuple[tuple[str, str], ...] = (
     ("daemon", "data_dir"),
     ("daemon", "plugin_dir"),
     ("llm", "cache_dir"),
+    ("llm", "model_dir"),
+    ("llm", "adapter_path"),
+    ("llm", "usage_file"),
     ("llm", "api_key_file"),
 )
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")

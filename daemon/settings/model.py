@@ -114,6 +114,54 @@ class LLMSettings(Section):
         None, description="folder of the response cache; unset: `llm_cache` in `daemon.data_dir`"
     )
 
+    think: Switch | Literal["low", "medium", "high"] | None = Field(
+        None,
+        description="whether, and how hard, a model that can think does so before it answers; unset: false",
+    )
+    overflow: Literal["refuse", "trim"] | None = Field(
+        None,
+        description='a prompt longer than the context: "refuse" it or "trim" its oldest turns; unset: "refuse"',
+    )
+    keep_alive: Text | None = Field(
+        None,
+        description='how long Ollama keeps the model loaded: seconds or "10m", "-1" for ever; '
+        "unset: the server's choice",
+    )
+    embed_model: Text | None = Field(
+        None, description="the model that turns texts into vectors; unset: `llm.model`"
+    )
+    adapter_path: Folder | None = Field(None, description="folder of a LoRA adapter for mlx; unset: none")
+    model_dir: Folder | None = Field(
+        None, description="folder of downloaded models; unset: `models` in `daemon.data_dir`"
+    )
+    idle_seconds: Number | None = Field(
+        None, description="an embedded engine without a call for so long gives its memory back; unset: 300"
+    )
+    api_version: Text | None = Field(
+        None, description="Anthropic's API version; unset: the one that takes most parameters"
+    )
+    cache_mode: Literal["on", "read", "write", "off"] | None = Field(
+        None, description='"read" keeps nothing new, "write" asks anew and keeps the answer; unset: "on"'
+    )
+    cache_max_age: Number | None = Field(
+        None, description="seconds; an older kept answer does not count; unset: any age"
+    )
+    cache_max_bytes: Whole | None = Field(
+        None, description="most bytes of the response cache; unset: 67108864"
+    )
+    retries: Whole | None = Field(None, description="how often a failed call is made again; unset: 2")
+    max_concurrency: Whole | None = Field(
+        None, description="calls under way at a time; unset: what suits the backend"
+    )
+    requests_per_minute: Whole | None = Field(None, description="most calls in a minute; unset: no limit")
+    tokens_per_minute: Whole | None = Field(None, description="most tokens in a minute; unset: no limit")
+    budget: Text | None = Field(
+        None, description='what may be spent, such as "100000 tokens/day, 2 usd/month"; unset: no limit'
+    )
+    usage_file: Folder | None = Field(
+        None, description="ledger of all model calls; unset: `llm_usage.sqlite3` in `daemon.data_dir`"
+    )
+
     @field_validator("*")
     @classmethod
     def _as_the_client_wants_it(cls, value: Any, info: ValidationInfo) -> Any:
@@ -267,7 +315,12 @@ class Settings(BaseModel):
         return values
 
     def _llm_texts(self) -> dict[str, str]:
-        values = {"LLM_CACHE_DIR": str(self.daemon.data_dir / "llm_cache")}
+        data = self.daemon.data_dir
+        values = {
+            "LLM_CACHE_DIR": str(data / "llm_cache"),
+            "LLM_MODEL_DIR": str(data / "models"),
+            "LLM_USAGE_FILE": str(data / "llm_usage.sqlite3"),
+        }
         for name, variable in ENVIRONMENT.items():
             value = getattr(self.llm, name)
             if isinstance(value, SecretStr):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial, reduce
 
 from llm.events import CallEvent, Observer
-from llm.types import LLMRequest, LLMResponse
+from llm.types import Chunk, Embeddings, EmbedRequest, LLMRequest, LLMResponse
 
 Handler = Callable[[LLMRequest], Awaitable[LLMResponse]]
+StreamHandler = Callable[[LLMRequest], AsyncGenerator[Chunk, None]]
+EmbedHandler = Callable[[EmbedRequest], Awaitable[Embeddings]]
 
 
 def _unheard(event: CallEvent) -> None:
     """Where events go until a client is connected."""
 
 
-class Middleware(ABC):
-    """One wrapper round a backend.
+class Middleware:
+    """One wrapper round a backend. What a subclass does not override passes through untouched.
+
+    A stream is an async generator that ends with one `StreamEnd`. Whoever wraps one closes the inner one
+    when it is closed itself (`contextlib.aclosing`), so that the connection behind it is given back at once.
 
     Attributes:
         backend: name of the backend that it stands before.
@@ -32,9 +36,21 @@ class Middleware(ABC):
         self.backend = backend
         self.emit = emit
 
-    @abstractmethod
+    def at_once(self, request: LLMRequest) -> LLMResponse | None:  # noqa: ARG002 - for those that override it
+        """The answer if it is here already: no waiting, no disk but a page of the cache; else None."""
+        return None
+
     async def complete(self, request: LLMRequest, call_next: Handler) -> LLMResponse:
         """Answer `request`, usually by awaiting `call_next(request)`."""
+        return await call_next(request)
+
+    def stream(self, request: LLMRequest, call_next: StreamHandler) -> AsyncGenerator[Chunk, None]:
+        """Answer `request` in pieces, usually those of `call_next(request)`."""
+        return call_next(request)
+
+    async def embed(self, request: EmbedRequest, call_next: EmbedHandler) -> Embeddings:
+        """Turn texts into vectors, usually by awaiting `call_next(request)`."""
+        return await call_next(request)
 
     async def aclose(self) -> None:
         """Give back what the middleware holds open."""
@@ -42,9 +58,33 @@ class Middleware(ABC):
 
 
 def chain(middleware: Sequence[Middleware], innermost: Handler) -> Handler:
-    """Put the middleware round `innermost`, the first one outermost."""
+    """Put the middleware round `innermost`, the first one outermost; those that only pass on are left out."""
 
     def wrap(inner: Handler, outer: Middleware) -> Handler:
+        if type(outer).complete is Middleware.complete:
+            return inner
         return partial(outer.complete, call_next=inner)
+
+    return reduce(wrap, reversed(middleware), innermost)
+
+
+def chain_streams(middleware: Sequence[Middleware], innermost: StreamHandler) -> StreamHandler:
+    """The same for streams."""
+
+    def wrap(inner: StreamHandler, outer: Middleware) -> StreamHandler:
+        if type(outer).stream is Middleware.stream:
+            return inner
+        return partial(outer.stream, call_next=inner)
+
+    return reduce(wrap, reversed(middleware), innermost)
+
+
+def chain_embeds(middleware: Sequence[Middleware], innermost: EmbedHandler) -> EmbedHandler:
+    """The same for texts that become vectors."""
+
+    def wrap(inner: EmbedHandler, outer: Middleware) -> EmbedHandler:
+        if type(outer).embed is Middleware.embed:
+            return inner
+        return partial(outer.embed, call_next=inner)
 
     return reduce(wrap, reversed(middleware), innermost)

@@ -53,7 +53,7 @@ class ResponseCache(Middleware):
 
     async def complete(self, request: LLMRequest, call_next: Handler) -> LLMResponse:
         """Answer from the cache, else ask on and keep the answer."""
-        key = self._key(request) if request.use_cache else None
+        key = self._key(request) if request.cache != "off" else None
         if key is None:
             return await call_next(request)
         started = time.perf_counter()

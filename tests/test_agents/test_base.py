@@ -159,7 +159,7 @@ async def test_use_llm_hands_its_options_on() -> None:
         await quiet(llm).use_llm("?", temperature=0, max_tokens=7, top_p=0.5, seed=3, cache=False)
     (request,) = llm.requests
     assert (request.temperature, request.max_tokens, request.top_p, request.seed) == (0, 7, 0.5, 3)
-    assert request.use_cache is False
+    assert request.cache == "off"
 
 
 async def test_options_that_are_left_out_are_those_of_the_configuration() -> None:

@@ -148,6 +148,17 @@ class TestFile:
             "data_dir",
             "plugin_dir",
             "cache_dir",
+            "keep_alive",
+            "cache_max_age",
+            "model_dir",
+            "adapter_path",
+            "embed_model",
+            "api_version",
+            "max_concurrency",
+            "requests_per_minute",
+            "tokens_per_minute",
+            "budget",
+            "usage_file",
         }
         for path in known_keys():
             if path[-1] in examples or not sources_has(on, path):
@@ -358,6 +369,10 @@ class TestEnvironment:
             "data_dir": "/d", "plugin_dir": "/p", "log_level": "error", "log_format": "json",
             "stop_grace": "3s", "max_concurrent_runs": "5", "enabled": "false", "host": "localhost",
             "port": "5",
+            "think": "high", "overflow": "trim", "keep_alive": "5m", "embed_model": "e", "adapter_path": "/a",
+            "model_dir": "/m", "idle_seconds": "5", "api_version": "2026-10-21", "cache_mode": "read",
+            "cache_max_age": "5", "cache_max_bytes": "100000", "retries": "5", "max_concurrency": "5",
+            "requests_per_minute": "5", "tokens_per_minute": "5", "budget": "5 usd/day", "usage_file": "/u",
             "allowed_hosts": "a", "expires_after": "5h", "mode": "quorum", "people": "a", "quorum": "3",
         }  # fmt: skip
         for path in known_keys():
@@ -397,6 +412,8 @@ class TestModel:
             "LLM_TEMPERATURE": "0.0",
             "LLM_ENABLE_CACHE": "false",
             "LLM_CACHE_DIR": str(tmp_path / "d" / "llm_cache"),
+            "LLM_MODEL_DIR": str(tmp_path / "d" / "models"),
+            "LLM_USAGE_FILE": str(tmp_path / "d" / "llm_usage.sqlite3"),
         }
 
     def test_the_variables_make_the_configuration_that_they_came_from(self) -> None:

@@ -74,7 +74,7 @@ async def test_options_of_a_call_override_the_configuration_and_zero_is_a_value(
         await client.generate("Hello", temperature=0, max_tokens=1, top_p=1, seed=0, cache=False)
     (request,) = client.requests
     assert (request.temperature, request.max_tokens, request.top_p, request.seed) == (0, 1, 1, 0)
-    assert request.use_cache is False
+    assert request.cache == "off"
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ def request(*messages: LLMMessage) -> LLMRequest:
     return LLMRequest(messages=messages, model="m", temperature=0.0, max_tokens=5, top_p=None)
 
 
-def test_a_message_has_one_of_three_roles() -> None:
-    roles: tuple[Role, ...] = ("system", "user", "assistant")
+def test_a_message_has_one_of_four_roles() -> None:
+    roles: tuple[Role, ...] = ("system", "user", "assistant", "tool")
     assert tuple(LLMMessage(role, "x").role for role in roles) == roles == ROLES
-    with pytest.raises(ValueError, match=r"system, user, assistant, not 'robot'"):
+    with pytest.raises(ValueError, match=r"system, user, assistant, tool, not 'robot'"):
         LLMMessage("robot", "x")  # type: ignore[arg-type]
 
 

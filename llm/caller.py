@@ -1,0 +1,28 @@
+"""Who is asking: set round a piece of work, found in every request that is made inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+
+from llm.types import NOBODY, Caller
+
+_current: ContextVar[Caller] = ContextVar("llm_caller", default=NOBODY)
+
+
+def current_caller(task: str = "") -> Caller:
+    """The caller of the work under way, with `task` as what the call is for if that is given."""
+    caller = _current.get()
+    return replace(caller, task=task) if task else caller
+
+
+@contextmanager
+def calling(agent: str = "", run_id: str = "", task: str = "") -> Iterator[None]:
+    """Every model call made inside, and in tasks started inside, is this agent's and run's."""
+    token = _current.set(Caller(agent=agent, run_id=run_id, task=task))
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -1,0 +1,95 @@
+"""One call to a backend as its observers see it: from its start to its end, with what it cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from llm.errors import CallCancelled, DeadlineExceeded, LLMError, ServerError
+from llm.events import CallFailed, CallFinished, CallStarted, FirstToken, Operation
+from llm.streams import was_late
+from llm.types import Embeddings, EmbedRequest, LLMRequest, LLMResponse
+
+if TYPE_CHECKING:
+    from llm.client import LLMClient
+
+
+class Watch:
+    """One call to a backend, told to the observers from its start to its end."""
+
+    __slots__ = ("_client", "_operation", "_request", "_started", "done", "first")
+
+    def __init__(self, client: LLMClient, request: LLMRequest | EmbedRequest, operation: Operation) -> None:
+        self._client, self._request, self._operation = client, request, operation
+        self._started = time.perf_counter()
+        self.first: float | None = None
+        self.done = False
+        client.emit(CallStarted(operation=operation, **self._place()))
+
+    def _place(self) -> dict[str, Any]:
+        return {
+            "backend": self._client.name,
+            "model": self._request.model,
+            "caller": self._request.caller,
+        }
+
+    def begun(self) -> None:
+        """The first chunk is here."""
+        self.first = time.perf_counter() - self._started
+        self._client.emit(FirstToken(seconds=self.first, **self._place()))
+
+    def finished(self, response: LLMResponse) -> LLMResponse:
+        """The answer, with how long it took."""
+        self.done = True
+        latency = time.perf_counter() - self._started
+        self._client.emit(
+            CallFinished(
+                latency=latency,
+                prompt_tokens=response.prompt_tokens,
+                completion_tokens=response.completion_tokens,
+                cached_tokens=response.cached_tokens,
+                thinking_tokens=response.thinking_tokens,
+                template=getattr(self._request, "template", ""),
+                **self._place(),
+            )
+        )
+        return replace(response, latency=latency, first_token=self.first)
+
+    def embedded(self, found: Embeddings) -> Embeddings:
+        """The vectors, with how long they took."""
+        self.done = True
+        latency = time.perf_counter() - self._started
+        self._client.emit(
+            CallFinished(
+                operation="embed",
+                latency=latency,
+                prompt_tokens=found.prompt_tokens,
+                completion_tokens=0,
+                **self._place(),
+            )
+        )
+        return replace(found, latency=latency)
+
+    def failed(self, error: BaseException) -> BaseException:
+        """What to raise in its stead; whatever a backend or its library throws, callers see LLMError."""
+        self.done = True
+        raised = (
+            error if isinstance(error, LLMError) or not isinstance(error, Exception) else self._foreign(error)
+        )
+        code = raised.code if isinstance(raised, LLMError) else self._cut_code()
+        latency = time.perf_counter() - self._started
+        self._client.emit(CallFailed(operation=self._operation, latency=latency, code=code, **self._place()))
+        return raised
+
+    def cause(self, error: BaseException) -> BaseException | None:
+        """What the raised error is chained to: a foreign one stands behind ours, ours behind what it has."""
+        return error.__cause__ if isinstance(error, LLMError) or not isinstance(error, Exception) else error
+
+    def _foreign(self, error: BaseException) -> ServerError:
+        return ServerError(f"the {self._client.name} backend failed unexpectedly ({type(error).__name__})")
+
+    def _cut_code(self) -> str:
+        late = was_late.get()
+        closed = self._client.is_closed
+        return DeadlineExceeded.code if not closed and late is not None and late() else CallCancelled.code
