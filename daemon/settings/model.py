@@ -120,7 +120,8 @@ class LLMSettings(Section):
     )
     overflow: Literal["refuse", "trim"] | None = Field(
         None,
-        description='a prompt longer than the context: "refuse" it or "trim" its oldest turns; unset: "refuse"',
+        description='a prompt longer than the context: "refuse" it or "trim" its oldest turns; '
+        'unset: "refuse"',
     )
     keep_alive: Text | None = Field(
         None,

@@ -167,9 +167,9 @@ async def test_a_stream_that_nobody_reads_is_closed_at_its_deadline() -> None:
 
 async def test_cancelling_the_reader_is_the_readers_own_affair() -> None:
     async with Told(endless) as client:
-        task = asyncio.create_task(client.stream("Hello").collect())
-        while not client._streams:
-            await asyncio.sleep(0)
+        stream = client.stream("Hello")
+        await anext(stream)
+        task = asyncio.create_task(stream.collect())
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
