@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -38,6 +37,7 @@ from llm.types import (
     LLMResponse,
     StreamEnd,
     TextChunk,
+    new_call_id,
 )
 from llm.watch import Watch
 
@@ -341,7 +341,6 @@ class LLMClient(ABC):
             self._handle_stream(request),
             seconds=seconds,
             too_late=lambda: self._too_late(request.model, seconds),
-            call_id=new_call_id(),
         )
         self._streams.add(stream)
         return stream
@@ -365,7 +364,8 @@ class LLMClient(ABC):
                 msg = f"the {self.name} client was closed during the call"
                 raise CallCancelled(msg) from None
             raise self._too_late(request.model, seconds) from error
-        return replace(response, call_id=new_call_id())
+        # The watch has named what came from a backend; a middleware may have answered without one.
+        return response if response.call_id else replace(response, call_id=new_call_id())
 
     def _leave(self, scope: asyncio.Timeout) -> None:
         self._in_flight.discard(scope)
@@ -472,8 +472,3 @@ class LLMClient(ABC):
 def _turns(prompt: str, system_prompt: str | None) -> list[LLMMessage]:
     turn = LLMMessage("user", prompt)
     return [LLMMessage("system", system_prompt), turn] if system_prompt else [turn]
-
-
-def new_call_id() -> str:
-    """32 hex digits that name one call in logs and stores."""
-    return os.urandom(16).hex()

@@ -53,6 +53,7 @@ class CallFinished(CallEvent):
         completion_tokens: tokens out, those of the thinking included.
         cached_tokens: tokens in that the backend had in a prefix cache of its own.
         thinking_tokens: tokens out that were thinking.
+        call_id: names the call in logs and stores.
         template: name and version of the prompt template, empty without one.
     """
 
@@ -62,6 +63,7 @@ class CallFinished(CallEvent):
     completion_tokens: int
     cached_tokens: int = 0
     thinking_tokens: int = 0
+    call_id: str = ""
     template: str = ""
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from llm.errors import BadReply, CallCancelled, LLMError
-from llm.types import Chunk, LLMResponse, StreamEnd, TextChunk
+from llm.types import Chunk, LLMResponse, StreamEnd, TextChunk, new_call_id
 
 was_late: ContextVar[Callable[[], bool] | None] = ContextVar("llm_was_late", default=None)
 """Tells a call whether it was its deadline that cancelled it, and not its caller."""
@@ -47,7 +47,6 @@ class LLMStream:
         chunks: the pieces, from the middleware and the backend.
         seconds: the total time, counted from the first piece that is asked for.
         too_late: makes the error of a stream that outlasts it.
-        call_id: names the call in logs and stores.
     """
 
     def __init__(
@@ -56,12 +55,10 @@ class LLMStream:
         *,
         seconds: float,
         too_late: Callable[[], LLMError],
-        call_id: str,
     ) -> None:
         self._chunks = chunks
         self._seconds = seconds
         self._too_late = too_late
-        self._call_id = call_id
         self._timer: asyncio.TimerHandle | None = None
         self._waiting: asyncio.Task[object] | None = None
         self._fault: LLMError | None = None  # why it was cut
@@ -130,7 +127,8 @@ class LLMStream:
         async for _ in self._chunks:
             msg = "the stream went on after its end"
             raise BadReply(msg)
-        self._response = replace(end.response, call_id=self._call_id)
+        response = end.response
+        self._response = response if response.call_id else replace(response, call_id=new_call_id())
         self._finish()
         return StreamEnd(self._response)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -187,6 +188,35 @@ class LLMResponse:
         """Prompt and completion tokens together."""
         return self.prompt_tokens + self.completion_tokens
 
+    def stamped(
+        self,
+        *,
+        call_id: str,
+        latency: float,
+        first_token: float | None = None,
+        cached: bool = False,
+    ) -> LLMResponse:
+        """The same answer to another call: what a hit, a follower or the end of a call hands out.
+
+        Written out because it stands in every call: `dataclasses.replace` takes five times as long.
+        """
+        return LLMResponse(
+            content=self.content,
+            model=self.model,
+            backend=self.backend,
+            finish_reason=self.finish_reason,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            cached_tokens=self.cached_tokens,
+            thinking_tokens=self.thinking_tokens,
+            thinking=self.thinking,
+            tool_calls=self.tool_calls,
+            cached=cached,
+            first_token=first_token,
+            latency=latency,
+            call_id=call_id,
+        )
+
     def json(self) -> Any:
         """Parse the content as JSON; a fresh object at each call.
 
@@ -197,6 +227,11 @@ class LLMResponse:
 
     def __str__(self) -> str:
         return self.content
+
+
+def new_call_id() -> str:
+    """32 hex digits that name one call in logs and stores."""
+    return os.urandom(16).hex()
 
 
 @dataclass(frozen=True, slots=True)

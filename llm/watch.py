@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llm.errors import CallCancelled, DeadlineExceeded, LLMError, ServerError
 from llm.events import CallFailed, CallFinished, CallStarted, FirstToken, Operation
 from llm.streams import was_late
-from llm.types import Embeddings, EmbedRequest, LLMRequest, LLMResponse
+from llm.types import Embeddings, EmbedRequest, LLMRequest, LLMResponse, new_call_id
 
 if TYPE_CHECKING:
     from llm.client import LLMClient
@@ -18,21 +18,20 @@ if TYPE_CHECKING:
 class Watch:
     """One call to a backend, told to the observers from its start to its end."""
 
-    __slots__ = ("_client", "_operation", "_request", "_started", "done", "first")
+    __slots__ = ("_client", "_operation", "_request", "_started", "call_id", "done", "first")
 
     def __init__(self, client: LLMClient, request: LLMRequest | EmbedRequest, operation: Operation) -> None:
         self._client, self._request, self._operation = client, request, operation
+        self.call_id = new_call_id()
         self._started = time.perf_counter()
         self.first: float | None = None
         self.done = False
-        client.emit(CallStarted(operation=operation, **self._place()))
+        client.emit(
+            CallStarted(operation=operation, backend=client.name, model=request.model, caller=request.caller)
+        )
 
     def _place(self) -> dict[str, Any]:
-        return {
-            "backend": self._client.name,
-            "model": self._request.model,
-            "caller": self._request.caller,
-        }
+        return {"backend": self._client.name, "model": self._request.model, "caller": self._request.caller}
 
     def begun(self) -> None:
         """The first chunk is here."""
@@ -40,24 +39,28 @@ class Watch:
         self._client.emit(FirstToken(seconds=self.first, **self._place()))
 
     def finished(self, response: LLMResponse) -> LLMResponse:
-        """The answer, with how long it took."""
+        """The answer, with its id and how long it took."""
         self.done = True
         latency = time.perf_counter() - self._started
+        request = self._request
         self._client.emit(
             CallFinished(
+                backend=self._client.name,
+                model=request.model,
+                caller=request.caller,
                 latency=latency,
                 prompt_tokens=response.prompt_tokens,
                 completion_tokens=response.completion_tokens,
                 cached_tokens=response.cached_tokens,
                 thinking_tokens=response.thinking_tokens,
-                template=getattr(self._request, "template", ""),
-                **self._place(),
+                call_id=self.call_id,
+                template=request.template if isinstance(request, LLMRequest) else "",
             )
         )
-        return replace(response, latency=latency, first_token=self.first)
+        return response.stamped(call_id=self.call_id, latency=latency, first_token=self.first)
 
     def embedded(self, found: Embeddings) -> Embeddings:
-        """The vectors, with how long they took."""
+        """The vectors, with their id and how long they took."""
         self.done = True
         latency = time.perf_counter() - self._started
         self._client.emit(
@@ -66,10 +69,11 @@ class Watch:
                 latency=latency,
                 prompt_tokens=found.prompt_tokens,
                 completion_tokens=0,
+                call_id=self.call_id,
                 **self._place(),
             )
         )
-        return replace(found, latency=latency)
+        return replace(found, latency=latency, call_id=self.call_id)
 
     def failed(self, error: BaseException) -> BaseException:
         """What to raise in its stead; whatever a backend or its library throws, callers see LLMError."""
