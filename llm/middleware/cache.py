@@ -11,7 +11,6 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +19,7 @@ from llm.events import CacheHit, CacheMiss
 from llm.middleware.base import Handler, Middleware
 from llm.stores.base import ResponseStore, StoredReply, StoreStats
 from llm.structured import validate
-from llm.types import LLMRequest, LLMResponse
+from llm.types import LLMRequest, LLMResponse, new_call_id
 
 KEY_FORMAT = 1
 """Part of every key: raised when keys or kept replies change their meaning; old ones are then not found."""
@@ -60,7 +59,7 @@ class ResponseCache(Middleware):
         kept = await self._find(key, request)
         if kept is not None:
             self.emit(CacheHit(backend=self.backend, model=request.model))
-            return replace(kept, cached=True, latency=time.perf_counter() - started)
+            return kept.stamped(call_id=new_call_id(), latency=time.perf_counter() - started, cached=True)
         self.emit(CacheMiss(backend=self.backend, model=request.model))
         response = await call_next(request)
         if is_whole(response, request):
