@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "proposals": ("daemon.commands.proposals", "Look at proposals and decide about them."),
     "agents": ("daemon.commands.agents", "See which agents there are."),
     "runs": ("daemon.commands.runs", "See what the agents did."),
-    "llm": ("daemon.commands.llm", "Ask the model, or check that it answers."),
+    "llm": ("daemon.commands.llm", "Ask models, measure them, see what they cost."),
     "config": ("daemon.commands.config", "Check and explain the configuration."),
     "doctor": ("daemon.commands.doctor", "Check that everything this program needs works."),
 }

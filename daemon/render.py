@@ -78,9 +78,9 @@ def _character_columns(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def as_json(value: Any) -> str:
+def as_json(value: Any, *, indent: int | None = 2) -> str:
     """`value` as JSON whose text is printable: what is not is escaped the way JSON escapes it."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2, default=_plain)
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent, default=_plain)
     # Line ends are layout here; those inside texts are escaped already. What else cannot be printed can
     # only stand inside a text, where an escape means the same.
     return "".join(c if c == "\n" or c.isprintable() else _json_escape(c) for c in text)
@@ -143,6 +143,22 @@ class Screen:
     def data(self, value: Any) -> None:
         """Write the answer as JSON."""
         self.stream.write(as_json(value) + "\n")
+        self.stream.flush()
+
+    def record(self, value: Any) -> None:
+        """Write one JSON value on one line, at once: one of many that come one after the other."""
+        self.stream.write(as_json(value, indent=None) + "\n")
+        self.stream.flush()
+
+    def piece(self, text: object, style: Style = "") -> None:
+        """Write the next piece of a text, at once and without a line end of its own."""
+        clean = safe(text)
+        if self.for_people and style:
+            from rich.text import Text  # noqa: PLC0415 - only for people at a terminal
+
+            self._rich().print(Text(clean, style=style), soft_wrap=True, end="")
+        else:
+            self.stream.write(clean)
         self.stream.flush()
 
     def line(self, text: object = "", style: Style = "") -> None:

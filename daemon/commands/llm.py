@@ -1,80 +1,35 @@
-"""`askfirst llm`: ask the model, or check that it answers."""
+"""`askfirst llm`: ask the model, measure it, and see whether it answers."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from daemon.commands.ask import ask
 from daemon.commands.base import Invocation, command_options, examples, pass_invocation, run
-from daemon.commands.shapes import plain, selection_data
+from daemon.commands.bench import bench
+from daemon.commands.shapes import selection_data
 from daemon.errors import ExitCode
 
 if TYPE_CHECKING:
-    from llm import LLMConfig, LLMResponse, Selection
+    from collections.abc import Mapping
+
+    from llm import Selection
 
 
 @click.group(
     "llm",
-    short_help="Ask the model, or check that it answers.",
-    epilog=examples("askfirst llm health", 'askfirst llm ask "Name three vegetables"'),
+    short_help="Ask models, measure them, see what they cost.",
+    epilog=examples("askfirst llm health", 'askfirst llm ask "Name three vegetables"', "askfirst llm bench"),
 )
 @command_options
 def command() -> None:
-    """Ask the model, or check that it answers."""
+    """Ask models, measure them, see what they cost."""
 
 
-@command.command(
-    epilog=examples(
-        'askfirst llm ask "Name three vegetables"',
-        'askfirst llm ask "Name three vegetables" --temperature 0 --max-tokens 60 --json',
-    )
-)
-@click.argument("prompt")
-@click.option("--system", "system_prompt", metavar="TEXT", help="How the model shall behave.")
-@click.option("--temperature", type=float, help="0 is greedy and repeatable.")
-@click.option("--max-tokens", type=int, help="Most tokens of the answer.")
-@click.option("--no-cache", is_flag=True, help="Ask anew, and keep nothing.")
-@command_options
-@pass_invocation
-def ask(call: Invocation, /, prompt: str, no_cache: bool, **options: Any) -> None:
-    """Ask the model. A PROMPT of "-" is read from standard input."""
-    text = sys.stdin.read() if prompt == "-" else prompt
-    if not text.strip():
-        msg = "the prompt is empty"
-        raise click.UsageError(msg)
-    settings = call.settings()
-    with call.logging(settings):
-        response = run(_ask(settings.llm_environ(), text, cache=not no_cache, **options))
-    screen = call.screen()
-    if screen.as_json:
-        screen.data({**plain(response), "tokens_used": response.tokens_used})
-    else:
-        screen.line(response.content.rstrip())
-        screen.line(_cost(response), "dim")
-
-
-async def _ask(environ: Mapping[str, str], prompt: str, **options: Any) -> LLMResponse:
-    from llm import get_llm_client, select_backend  # noqa: PLC0415 - beside what it is needed for
-
-    async with get_llm_client(_chosen(await select_backend(environ))) as client:
-        return await client.generate(prompt, **options)
-
-
-def _chosen(selection: Selection) -> LLMConfig:
-    from llm import NoModel  # noqa: PLC0415 - beside what it is needed for
-
-    if selection.config is None:
-        raise NoModel("\n".join((selection.reason, *selection.considered)))
-    return selection.config
-
-
-def _cost(response: LLMResponse) -> str:
-    source = "from the cache" if response.cached else f"{response.latency:.1f} s"
-    cut = ", cut off at max_tokens" if response.finish_reason == "length" else ""
-    return f"({response.backend}, {response.model}: {response.tokens_used} tokens, {source}{cut})"
+command.add_command(ask)
+command.add_command(bench)
 
 
 @command.command(epilog=examples("askfirst llm health"))

@@ -5,11 +5,25 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
+import re
+from collections.abc import AsyncGenerator
 from typing import ClassVar
 
 from llm.client import LLMClient
 from llm.errors import BadReply, BadRequest
-from llm.types import LLMRequest, LLMResponse
+from llm.types import (
+    Capabilities,
+    Chunk,
+    Embeddings,
+    EmbedRequest,
+    LLMRequest,
+    LLMResponse,
+    StreamEnd,
+    TextChunk,
+)
+
+_DIMENSIONS = 64
 
 
 class MockBackend(LLMClient):
@@ -39,9 +53,46 @@ class MockBackend(LLMClient):
             completion_tokens=min(len(words), request.max_tokens),
         )
 
+    async def send_stream(self, request: LLMRequest) -> AsyncGenerator[Chunk, None]:
+        """The same answer word by word.
+
+        Raises:
+            BadRequest: no answer that fits the schema can be made.
+        """
+        response = await self.send(request)
+        for word in re.findall(r"\s*\S+", response.content):
+            yield TextChunk(word)
+            await asyncio.sleep(0)
+        yield StreamEnd(response)
+
+    async def send_embed(self, request: EmbedRequest) -> Embeddings:
+        """Vectors of the words: the same for the same text, near for texts that share words.
+
+        Each word is hashed to one of 64 dimensions: enough to try a search out, and no meaning is in it.
+        """
+        return Embeddings(
+            vectors=tuple(_hashed(text) for text in request.texts),
+            model=request.model,
+            backend=self.backend,
+            prompt_tokens=sum(len(text.split()) for text in request.texts),
+        )
+
+    async def capabilities(self) -> Capabilities:
+        """Schemas and vectors; no tools, no thinking."""
+        return Capabilities(model=self.config.model, schema=True, embedding=True)
+
     async def health_check(self) -> bool:
         """True: there is nothing that could be missing."""
         return True
+
+
+def _hashed(text: str) -> tuple[float, ...]:
+    counts = [0.0] * _DIMENSIONS
+    for word in text.casefold().split() or [text]:
+        digest = hashlib.sha256(word.encode(errors="replace")).digest()
+        counts[digest[0] % _DIMENSIONS] += 1.0
+    length = math.sqrt(sum(count * count for count in counts))
+    return tuple(count / length for count in counts)
 
 
 def _canned(request: LLMRequest) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,67 @@ def test_what_is_asked_cannot_act_on_the_terminal(program: Program) -> None:
     done = program.call("llm", "ask", "\x1b[2Jhello \u202e")
     assert done.code == 0
     assert done.out == safe(done.out)
+
+
+def test_a_streamed_answer_comes_in_pieces_and_ends_with_its_price(program: Program) -> None:
+    done = program.call("llm", "ask", "Name three vegetables", "--stream")
+    assert done.code == 0, done
+    answer, cost = done.out.splitlines()
+    assert answer == program.call("llm", "ask", "Name three vegetables", "--json").data["content"]
+    assert cost.startswith("(mock, mock: ")
+
+
+def test_a_streamed_answer_is_one_json_value_a_piece(program: Program) -> None:
+    done = program.call("llm", "ask", "Name three vegetables", "--stream", "--json", "--no-cache")
+    *pieces, end = [json.loads(line) for line in done.out.splitlines()]
+    assert {piece["type"] for piece in pieces} == {"text"}
+    assert len(pieces) > 1
+    assert end["type"] == "end"
+    assert "".join(piece["text"] for piece in pieces) == end["content"]
+
+
+def test_an_answer_can_be_held_to_a_schema_given_as_text_or_as_a_file(
+    program: Program, tmp_path: Path
+) -> None:
+    schema = '{"properties": {"sure": {"enum": ["yes", "no"]}}, "required": ["sure"]}'
+    (tmp_path / "schema.json").write_text(schema)
+    for given in (schema, "schema.json"):
+        done = program.call("llm", "ask", "Is it?", "--schema", given)
+        assert done.code == 0, done
+        assert '"sure": "yes"' in done.out
+    assert program.call("llm", "ask", "Is it?", "--schema", schema, "--json").data["object"] == {
+        "sure": "yes"
+    }
+
+
+@pytest.mark.parametrize("schema", ["{", "[1]", "no-such-file.json", "schema-list.json"])
+def test_a_schema_that_is_none_is_refused(program: Program, tmp_path: Path, schema: str) -> None:
+    (tmp_path / "schema-list.json").write_text("[1]")
+    done = program.call("llm", "ask", "Is it?", "--schema", schema)
+    assert (done.code, "--schema" in done.err) == (64, True)
+
+
+def test_a_stream_and_a_schema_do_not_go_together(program: Program) -> None:
+    done = program.call("llm", "ask", "Is it?", "--stream", "--schema", "{}")
+    assert (done.code, "do not go together" in done.err) == (64, True)
+
+
+def test_another_backend_can_be_asked_and_one_that_does_not_exist_is_refused(program: Program) -> None:
+    asked = program.call(
+        "llm", "ask", "Hi", "--backend", "mock", "--model", "canned", "--json", LLM_BACKEND="ollama"
+    )
+    assert (asked.data["backend"], asked.data["model"]) == ("mock", "canned")
+    refused = program.call("llm", "ask", "Hi", "--backend", "olama")
+    assert (refused.code, "ollama" in refused.err) == (64, True)
+
+
+def test_bench_measures_three_kinds_of_calls(program: Program) -> None:
+    done = program.call("llm", "bench", "--runs", "2", "--tokens", "8")
+    assert done.code == 0, done
+    assert done.out.splitlines()[0] == "mock, mock: medians of 2 calls of up to 8 tokens"
+    assert [line.split("  ")[0] for line in done.out.splitlines()[2:]] == [
+        "first (loads the model)", "new prompt", "same beginning",
+    ]  # fmt: skip
+    data = program.call("llm", "bench", "--runs", "1", "--tokens", "8", "--json").data
+    assert [row["completion_tokens"] for row in data["calls"]] == [8, 8, 8]
+    assert all(row["tokens_per_second"] > 0 for row in data["calls"])
