@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         ToolLoopExceeded,
     )
     from llm.factory import get_llm_client
+    from llm.registry import register_backend
     from llm.streams import LLMStream
     from llm.types import (
         Caller,
@@ -99,6 +100,7 @@ _HOMES = {
     "ToolLoopExceeded": "llm.errors",
     "calling": "llm.caller",
     "get_llm_client": "llm.factory",
+    "register_backend": "llm.registry",
     "select_backend": "llm.autoselect",
 }
 
@@ -143,6 +145,7 @@ __all__ = [
     "ToolLoopExceeded",
     "calling",
     "get_llm_client",
+    "register_backend",
     "select_backend",
 ]
 

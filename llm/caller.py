@@ -1,7 +1,8 @@
-"""Who is asking: set round a piece of work, found in every request that is made inside it."""
+"""Who is asking: set round a piece of work, found in every request made inside it. And a name for a call."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,3 +27,8 @@ def calling(agent: str = "", run_id: str = "", task: str = "") -> Iterator[None]
         yield
     finally:
         _current.reset(token)
+
+
+def new_call_id() -> str:
+    """32 hex digits that name one call in logs and stores."""
+    return os.urandom(16).hex()

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack, overload
 from weakref import WeakSet
 
-from llm.caller import current_caller
+from llm.caller import current_caller, new_call_id
 from llm.config import LLMConfig
 from llm.errors import (
     BadReply,
@@ -37,7 +37,6 @@ from llm.types import (
     LLMResponse,
     StreamEnd,
     TextChunk,
-    new_call_id,
 )
 from llm.watch import Watch
 

@@ -22,12 +22,32 @@ _BUILT_IN = {
     "mock": "llm.backends.mock:MockBackend",
 }
 
+_registered: dict[str, type[LLMClient]] = {}
+
 _log = logging.getLogger(__name__)
+
+
+def register_backend(name: str, backend: type[LLMClient]) -> None:
+    """Make `backend` the one that the name `name` means, in this process.
+
+    Args:
+        name: what `LLM_BACKEND` and `LLMConfig.backend` say, in lower case.
+        backend: a subclass of `LLMClient`.
+
+    Raises:
+        ConfigurationError: the name belongs to a built-in backend, or the class is no `LLMClient`.
+    """
+    if name in _BUILT_IN or name != name.strip().lower() or not name:
+        msg = f"a backend cannot be called {name!r}; take a new name, in lower case"
+        raise ConfigurationError(msg)
+    _registered[name] = _checked(backend, f"{backend!r}")
 
 
 def backend_names() -> list[str]:
     """Every backend that can be chosen by name."""
-    return sorted({*_BUILT_IN, *(entry.name for entry in metadata.entry_points(group=ENTRY_POINTS))})
+    return sorted(
+        {*_BUILT_IN, *_registered, *(entry.name for entry in metadata.entry_points(group=ENTRY_POINTS))}
+    )
 
 
 def backend_class(name: str) -> type[LLMClient]:
@@ -38,6 +58,8 @@ def backend_class(name: str) -> type[LLMClient]:
     """
     if name in _BUILT_IN:
         return _load(_BUILT_IN[name])
+    if name in _registered:
+        return _registered[name]
     for entry in metadata.entry_points(group=ENTRY_POINTS, name=name):
         return _load(entry.value)
     known = ", ".join(backend_names())
@@ -46,15 +68,19 @@ def backend_class(name: str) -> type[LLMClient]:
 
 
 def _load(path: str) -> type[LLMClient]:
-    from llm.client import LLMClient  # noqa: PLC0415 - the registry is listed by --help, which needs no client
-
     module, _, attribute = path.partition(":")
     try:
         found = getattr(import_module(module), attribute)
     except Exception as error:  # a plugin's module may raise anything while it is imported
         msg = f"the LLM backend at {path} cannot be loaded: {str(error) or type(error).__name__}"
         raise ConfigurationError(msg) from error
+    return _checked(found, f"the LLM backend at {path}")
+
+
+def _checked(found: object, what: str) -> type[LLMClient]:
+    from llm.client import LLMClient  # noqa: PLC0415 - the registry is listed by --help, which needs no client
+
     if not (isinstance(found, type) and issubclass(found, LLMClient)):
-        msg = f"the LLM backend at {path} is not a subclass of llm.LLMClient"
+        msg = f"{what} is not a subclass of llm.LLMClient"
         raise ConfigurationError(msg)
     return found

@@ -14,8 +14,9 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from llm.caller import new_call_id
 from llm.errors import BadReply, CallCancelled, LLMError
-from llm.types import Chunk, LLMResponse, StreamEnd, TextChunk, new_call_id
+from llm.types import Chunk, LLMResponse, StreamEnd, TextChunk
 
 was_late: ContextVar[Callable[[], bool] | None] = ContextVar("llm_was_late", default=None)
 """Tells a call whether it was its deadline that cancelled it, and not its caller."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -227,11 +226,6 @@ class LLMResponse:
 
     def __str__(self) -> str:
         return self.content
-
-
-def new_call_id() -> str:
-    """32 hex digits that name one call in logs and stores."""
-    return os.urandom(16).hex()
 
 
 @dataclass(frozen=True, slots=True)

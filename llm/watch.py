@@ -6,10 +6,11 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from llm.caller import new_call_id
 from llm.errors import CallCancelled, DeadlineExceeded, LLMError, ServerError
 from llm.events import CallFailed, CallFinished, CallStarted, FirstToken, Operation
 from llm.streams import was_late
-from llm.types import Embeddings, EmbedRequest, LLMRequest, LLMResponse, new_call_id
+from llm.types import Embeddings, EmbedRequest, LLMRequest, LLMResponse
 
 if TYPE_CHECKING:
     from llm.client import LLMClient

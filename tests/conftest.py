@@ -52,6 +52,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
         monkeypatch.setenv(name, str(home / name.lower()))
     monkeypatch.setenv("OLLAMA_HOST", NOBODY)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("llm.registry._registered", {})
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from llm.caller import new_call_id
 from llm.errors import LLMError
 from llm.events import CacheHit, CacheMiss
 from llm.middleware.base import Handler, Middleware
 from llm.stores.base import ResponseStore, StoredReply, StoreStats
 from llm.structured import validate
-from llm.types import LLMRequest, LLMResponse, new_call_id
+from llm.types import LLMRequest, LLMResponse
 
 KEY_FORMAT = 1
 """Part of every key: raised when keys or kept replies change their meaning; old ones are then not found."""

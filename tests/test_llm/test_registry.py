@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llm import ConfigurationError, LLMConfig, MockBackend, get_llm_client
+from llm import ConfigurationError, LLMConfig, MockBackend, get_llm_client, register_backend
 from llm.registry import backend_class, backend_names
 
 PLUGIN = """
@@ -98,3 +98,20 @@ def test_a_plugin_cannot_take_the_name_of_a_built_in_backend() -> None:
 def test_a_plugin_that_cannot_be_loaded_is_no_unknown_name(name: str, said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         backend_class(name)
+
+
+def test_a_class_can_be_registered_under_a_new_name_in_this_process() -> None:
+    register_backend("mine", MockBackend)
+    assert backend_class("mine") is MockBackend
+    assert "mine" in backend_names()
+
+
+@pytest.mark.parametrize("name", ["ollama", "Mine", " mine", ""])
+def test_a_name_that_is_taken_or_could_never_be_asked_for_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="take a new name"):
+        register_backend(name, MockBackend)
+
+
+def test_what_is_no_backend_cannot_be_registered() -> None:
+    with pytest.raises(ConfigurationError, match=r"not a subclass of llm\.LLMClient"):
+        register_backend("mine", dict)  # type: ignore[arg-type]
