@@ -24,7 +24,22 @@ from agents.proposal import ProposalStatus
 from daemon.events import Event, ProposalChanged, RunFinished, RunOutcome, RunResult
 from llm.config import DEFAULT_MODELS
 from llm.errors import ERROR_CODES
-from llm.events import CacheHit, CacheMiss, CallEvent, CallFailed, CallFinished
+from llm.events import (
+    BreakerClosed,
+    BreakerOpened,
+    BudgetRefused,
+    CacheHit,
+    CacheMiss,
+    CallEvent,
+    CallFailed,
+    CallFinished,
+    Coalesced,
+    Escalated,
+    FellBack,
+    FirstToken,
+    Operation,
+    Retried,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +51,9 @@ CALL_SECONDS = tuple(0.01 * 2**n for n in range(16))
 
 CALL_TOKENS = tuple(4**n for n in range(14))
 """The GenAI conventions' buckets: 1, 4, 16, ... 67,108,864."""
+
+OPERATIONS: Mapping[Operation, str] = {"chat": "chat", "embed": "embeddings"}
+"""What the GenAI conventions call our operations."""
 
 RUN_SECONDS = (0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 180.0, 330.0)
 
@@ -115,6 +133,33 @@ class Metrics:
             "askfirst_llm_cache_misses", "Calls that the cache could not answer.", place
         )
         self._errors = self._counter("askfirst_llm_errors", "Failed model calls.", ("backend", "code"))
+        self._first_seconds = Histogram(
+            "gen_ai_client_operation_time_to_first_chunk_seconds",
+            "Time from a streamed request to the first piece of its answer.",
+            ["gen_ai_provider_name", "gen_ai_request_model"],
+            buckets=CALL_SECONDS,
+            registry=self.registry,
+        )
+        self._cached_tokens = self._counter(
+            "askfirst_llm_cached_prompt_tokens",
+            "Tokens sent to models that these had in a prefix cache of their own.",
+            place,
+        )
+        self._make_resilience_metrics()
+
+    def _make_resilience_metrics(self) -> None:
+        """How calls fared between the caller and the backend; each begins when it first happens."""
+        texts = {
+            Coalesced: ("askfirst_llm_coalesced", "Calls that shared the answer of an identical one."),
+            Retried: ("askfirst_llm_retries", "Calls made again after a failure."),
+            FellBack: ("askfirst_llm_fallbacks", "Calls that another backend took over after a failure."),
+            Escalated: ("askfirst_llm_escalations", "Answers that a larger model was asked to better."),
+            BudgetRefused: ("askfirst_llm_budget_refusals", "Calls refused because a budget is used up."),
+        }
+        self._happened = {kind: self._counter(*text, ("backend",)) for kind, text in texts.items()}
+        self._breaker = self._gauge(
+            "askfirst_llm_breaker_open", "1 while the backend is left alone after failures.", ("backend",)
+        )
 
     def _make_run_metrics(self) -> None:
         self._runs = self._counter("askfirst_agent_runs", "Runs of agents by outcome.", ("agent", "outcome"))
@@ -162,19 +207,29 @@ class Metrics:
         place = (self._backends.label(event.backend), self._models.label(event.model))
         match event:
             case CallFinished():
-                self._call_seconds.labels(*place, "chat", "").observe(event.latency)
-                self._call_tokens.labels(*place, "chat", "input").observe(event.prompt_tokens)
-                self._call_tokens.labels(*place, "chat", "output").observe(event.completion_tokens)
+                operation = OPERATIONS[event.operation]
+                self._call_seconds.labels(*place, operation, "").observe(event.latency)
+                self._call_tokens.labels(*place, operation, "input").observe(event.prompt_tokens)
+                if event.operation == "chat":
+                    self._call_tokens.labels(*place, operation, "output").observe(event.completion_tokens)
                 self._prompt_tokens.labels(*place).inc(event.prompt_tokens)
                 self._completion_tokens.labels(*place).inc(event.completion_tokens)
+                if event.cached_tokens:
+                    self._cached_tokens.labels(*place).inc(event.cached_tokens)
             case CallFailed():
                 code = self._codes.label(event.code)
-                self._call_seconds.labels(*place, "chat", code).observe(event.latency)
+                self._call_seconds.labels(*place, OPERATIONS[event.operation], code).observe(event.latency)
                 self._errors.labels(place[0], code).inc()
+            case FirstToken():
+                self._first_seconds.labels(*place).observe(event.seconds)
+            case BreakerOpened() | BreakerClosed():
+                self._breaker.labels(place[0]).set(isinstance(event, BreakerOpened))
             case CacheHit():
                 self._hits.labels(*place).inc()
             case CacheMiss():
                 self._misses.labels(*place).inc()
+            case _ if type(event) in self._happened:
+                self._happened[type(event)].labels(place[0]).inc()
 
     def observe_event(self, event: Event) -> None:
         """Take note of a run or a proposal: a subscriber of the event bus."""

@@ -11,7 +11,22 @@ from agents.proposal import Proposal, ProposalStatus
 from daemon.events import EventBus, ProposalChanged, RunFinished, RunOutcome, RunResult
 from daemon.observability.metrics import ClosedSet, Metrics
 from llm.errors import ERROR_CODES
-from llm.events import CacheHit, CacheMiss, CallFailed, CallFinished, CallStarted
+from llm.events import (
+    BreakerClosed,
+    BreakerOpened,
+    BudgetRefused,
+    CacheHit,
+    CacheMiss,
+    CallEvent,
+    CallFailed,
+    CallFinished,
+    CallStarted,
+    Coalesced,
+    Escalated,
+    FellBack,
+    FirstToken,
+    Retried,
+)
 from tests.support.prometheus import complaints, promtool, samples
 
 BEGAN = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -79,6 +94,53 @@ async def test_cache_hits_and_misses_are_counted_apart_and_begin_at_zero(metrics
     after = await scraped(metrics)
     assert after[f"askfirst_llm_cache_hits_total{PLACE}"] == 2
     assert after[f"askfirst_llm_cache_misses_total{PLACE}"] == 1
+
+
+async def test_vectors_are_an_operation_of_their_own_without_tokens_out(metrics: Metrics) -> None:
+    metrics.observe_call(
+        CallFinished(
+            **WHERE, operation="embed", latency=1.0, prompt_tokens=9, completion_tokens=0, cached_tokens=4
+        )
+    )
+    found = await scraped(metrics)
+    embeddings = CALL.replace("chat", "embeddings")
+    assert found[f'gen_ai_client_token_usage_sum{{{embeddings},gen_ai_token_type="input"}}'] == 9
+    assert f'gen_ai_client_token_usage_sum{{{embeddings},gen_ai_token_type="output"}}' not in found
+    assert found[f"askfirst_llm_cached_prompt_tokens_total{PLACE}"] == 4
+
+
+WHERE = {"backend": "ollama", "model": "qwen2.5:1.5b"}
+
+
+@pytest.mark.parametrize(
+    ("event", "name"),
+    [
+        (Coalesced(**WHERE), "coalesced"),
+        (Retried(**WHERE, attempt=2, delay=0.5, code="server"), "retries"),
+        (FellBack(**WHERE, to="big", code="server"), "fallbacks"),
+        (Escalated(**WHERE, to="big", why="unsure"), "escalations"),
+        (BudgetRefused(**WHERE, budget="5 usd/day"), "budget_refusals"),
+    ],
+)
+async def test_what_befell_a_call_on_its_way_is_counted_by_backend(
+    metrics: Metrics, event: CallEvent, name: str
+) -> None:
+    metrics.observe_call(event)
+    assert (await scraped(metrics))[f'askfirst_llm_{name}_total{{backend="ollama"}}'] == 1
+
+
+async def test_a_breaker_shows_while_it_is_open(metrics: Metrics) -> None:
+    metrics.observe_call(BreakerOpened(**WHERE, failures=5, seconds=30.0))
+    assert (await scraped(metrics))['askfirst_llm_breaker_open{backend="ollama"}'] == 1
+    metrics.observe_call(BreakerClosed(**WHERE))
+    assert (await scraped(metrics))['askfirst_llm_breaker_open{backend="ollama"}'] == 0
+
+
+async def test_the_time_to_the_first_piece_is_a_histogram(metrics: Metrics) -> None:
+    metrics.observe_call(FirstToken(**WHERE, seconds=0.5))
+    place = '{gen_ai_provider_name="ollama",gen_ai_request_model="qwen2.5:1.5b"}'
+    found = await scraped(metrics)
+    assert found[f"gen_ai_client_operation_time_to_first_chunk_seconds_sum{place}"] == 0.5
 
 
 @pytest.mark.parametrize("code", ERROR_CODES)
@@ -209,6 +271,9 @@ async def test_promtool_finds_nothing_to_complain_about(metrics: Metrics) -> Non
     promtool()
     metrics.observe_call(a_call())
     metrics.observe_call(CallFailed(backend="ollama", model="m", latency=1.0, code="timeout"))
+    metrics.observe_call(FirstToken(**WHERE, seconds=0.5))
+    metrics.observe_call(BreakerOpened(**WHERE, failures=5, seconds=30.0))
+    metrics.observe_call(Coalesced(**WHERE))
     metrics.observe_event(a_run())
     body, _ = await metrics.scrape()
     assert complaints(body.decode()) == ""
