@@ -42,6 +42,8 @@ class MockBackend(LLMClient):
         """
         await asyncio.sleep(0)  # like any backend: a call lets others run, and can be cancelled
         text = _canned(request) if request.schema is None else _fitting(request)
+        for stop in request.stop:
+            text = text.partition(stop)[0]
         words = text.split()
         cut = len(words) > request.max_tokens
         return LLMResponse(

@@ -246,3 +246,33 @@ async def test_a_reference_that_leads_nowhere_is_named(reference: str) -> None:
     async with mock() as client:
         with pytest.raises(ConfigurationError, match=reference.replace("$", r"\$")):
             await client.generate("Fill it in", schema=schema)
+
+
+async def test_it_ends_where_it_is_told_to_stop() -> None:
+    async with mock() as backend:
+        whole = await backend.generate("Hello")
+        cut = await backend.generate("Hello", stop=["no model", "canned"])
+    assert cut.content == whole.content.partition("canned")[0]
+
+
+async def test_its_stream_is_its_answer_word_by_word() -> None:
+    async with mock() as backend:
+        pieces = [piece async for piece in backend.stream("Hello").texts()]
+        whole = await backend.generate("Hello")
+    assert len(pieces) > 5
+    assert "".join(pieces) == whole.content
+
+
+async def test_its_vectors_have_length_one_and_texts_that_share_words_are_near() -> None:
+    async with mock() as backend:
+        made = await backend.embed(["ripe tomatoes", "ripe pears", "a ladder", " "])
+        again = await backend.embed(["ripe tomatoes"])
+        can = await backend.capabilities()
+    assert made.dimensions == 64
+    assert all(abs(sum(x * x for x in vector) - 1) < 1e-9 for vector in made.vectors)
+    assert again.vectors[0] == made.vectors[0]
+    near, far = (
+        sum(a * b for a, b in zip(made.vectors[0], other, strict=True)) for other in made.vectors[1:3]
+    )
+    assert near > far
+    assert can.embedding
