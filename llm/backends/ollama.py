@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, ClassVar
 
 from llm.backends.address import Address, guard_clear_text, parse_address
-from llm.backends.http import HttpExchange, reading_from
+from llm.backends.http import HttpExchange, folded, reading_from
 from llm.client import LLMClient
 from llm.config import LLMConfig
 from llm.errors import BadRequest, DeadlineExceeded, LLMError, ModelNotFound
 from llm.events import Observer
 from llm.middleware.base import Middleware
-from llm.types import LLMRequest, LLMResponse
-from llm.wire.ollama import OllamaModel, chat_body, read_chat, read_models, same_model
+from llm.types import Chunk, LLMRequest, LLMResponse
+from llm.wire.ollama import ChatStream, OllamaModel, chat_body, read_chat, read_models, same_model
 
 __all__ = ["OllamaBackend", "OllamaModel", "ollama_address"]
 
@@ -58,21 +59,37 @@ class OllamaBackend(LLMClient):
         body = chat_body(request, num_ctx=self.config.context_length)
         try:
             payload = await self._call("POST", "/api/chat", body)
-        except ModelNotFound as error:
-            msg = (
+        except BadRequest as error:
+            raise self._explained(error, request) from error.__cause__
+        with reading_from(self._address.origin):
+            return read_chat(payload, request, backend=self.backend)
+
+    async def send_stream(self, request: LLMRequest) -> AsyncGenerator[Chunk, None]:
+        """The same in pieces; closing it ends the work in the server at once."""
+        body = chat_body(request, num_ctx=self.config.context_length, stream=True)
+        values = self._exchange.stream(
+            "POST", self._address.full_url("/api/chat"), headers=self._headers(), body=body
+        )
+        fold = ChatStream(request, backend=self.backend)
+        try:
+            async with aclosing(folded(values, fold, self._address.origin)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except BadRequest as error:
+            raise self._explained(error, request) from error.__cause__
+
+    def _explained(self, error: BadRequest, request: LLMRequest) -> BadRequest:
+        """The refusal with the way out that Ollama has for it."""
+        if isinstance(error, ModelNotFound):
+            return ModelNotFound(
                 f"Ollama at {self._address.origin} has no model {request.model!r}; "
                 f"get it with `ollama pull {request.model}`"
             )
-            raise ModelNotFound(msg) from error
-        except BadRequest as error:
-            if "context size" not in str(error):
-                raise
-            msg = (
+        if "context size" in str(error):
+            return BadRequest(
                 f"{error}; shorten the prompt or raise LLM_CONTEXT_LENGTH (now {self.config.context_length})"
             )
-            raise BadRequest(msg) from error
-        with reading_from(self._address.origin):
-            return read_chat(payload, request, backend=self.backend)
+        return error
 
     async def health_check(self) -> bool:
         """Whether the server answers and has the model, within 5 s. Never raises, never loads a model."""
@@ -106,12 +123,14 @@ class OllamaBackend(LLMClient):
         return min(PROBE_SECONDS, self.config.timeout)
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
-        headers = {}
-        if self.config.api_key and self._address.scheme == "https":
-            headers["Authorization"] = f"Bearer {self.config.api_key}"
         return await self._exchange.request_json(
-            method, self._address.full_url(path), headers=headers, body=body
+            method, self._address.full_url(path), headers=self._headers(), body=body
         )
+
+    def _headers(self) -> dict[str, str]:
+        if self.config.api_key and self._address.scheme == "https":
+            return {"Authorization": f"Bearer {self.config.api_key}"}
+        return {}
 
     async def _release(self) -> None:
         await self._exchange.aclose()

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
 from llm.backends.address import Address, guard_clear_text, parse_address
-from llm.backends.http import HttpExchange, reading_from
+from llm.backends.http import HttpExchange, folded, reading_from
 from llm.client import LLMClient
 from llm.config import LLMConfig
 from llm.errors import AuthenticationFailed, BadRequest, LLMError, ModelNotFound
 from llm.events import Observer
 from llm.middleware.base import Middleware
-from llm.types import LLMRequest, LLMResponse
+from llm.types import Chunk, LLMRequest, LLMResponse
 from llm.wire import anthropic, openai
 from llm.wire.takes import Takes
 
@@ -60,6 +61,29 @@ async def openai_chat(
     )
     with reading_from(parse_address(base).origin):
         return openai.read_chat(payload, request, backend=backend)
+
+
+def openai_stream(
+    exchange: HttpExchange,
+    request: LLMRequest,
+    *,
+    base: str,
+    key: str | None,
+    backend: str,
+    takes: Takes | None = None,
+) -> AsyncGenerator[Chunk, None]:
+    """The same in pieces, an async generator; the arguments are those of `openai_chat`.
+
+    Raises:
+        LLMError: see `llm.errors`; raised while it is read.
+    """
+    values = exchange.stream(
+        "POST",
+        f"{base.rstrip('/')}/chat/completions",
+        headers=_bearer(key),
+        body=openai.chat_body(request, takes or Takes(), stream=True),
+    )
+    return folded(values, openai.ChatStream(request, backend=backend), parse_address(base).origin)
 
 
 def _bearer(key: str | None) -> dict[str, str]:
@@ -138,19 +162,46 @@ class RemoteBackend(LLMClient):
         """
         self._need_key()
         tried: list[Takes] = []
-        takes = self._known(request)
         while True:
+            takes = self._known(request)
             tried.append(takes)
             try:
                 return await self._ask(request, takes)
-            except ModelNotFound:
-                raise
             except BadRequest as error:
-                narrower = takes.after(str(error))
-                if narrower is None or narrower in tried:
+                if not self._narrowed(request, takes, error, tried):
                     raise
-            takes = self._takes[request.model] = narrower
-            _warn(request, takes)
+
+    async def send_stream(self, request: LLMRequest) -> AsyncGenerator[Chunk, None]:
+        """The same in pieces; what the model cannot take is found out before the first piece.
+
+        Raises:
+            LLMError: see `llm.errors`.
+        """
+        self._need_key()
+        tried: list[Takes] = []
+        begun = False
+        while True:
+            takes = self._known(request)
+            tried.append(takes)
+            try:
+                async with aclosing(self._ask_stream(request, takes)) as chunks:
+                    async for chunk in chunks:
+                        begun = True
+                        yield chunk
+            except BadRequest as error:
+                if begun or not self._narrowed(request, takes, error, tried):
+                    raise
+            else:
+                return
+
+    def _narrowed(self, request: LLMRequest, takes: Takes, error: BadRequest, tried: Sequence[Takes]) -> bool:
+        """Whether the complaint names a parameter that can be left out, which it is from now on."""
+        narrower = None if isinstance(error, ModelNotFound) else takes.after(str(error))
+        if narrower is None or narrower in tried:
+            return False
+        self._takes[request.model] = narrower
+        _warn(request, narrower)
+        return True
 
     def _known(self, request: LLMRequest) -> Takes:
         """What the model takes as far as is known; said once, when it is asked for the first time."""
@@ -192,6 +243,27 @@ class RemoteBackend(LLMClient):
         )
         with reading_from(self._service.address.origin):
             return anthropic.read_message(payload, request, backend=self.backend)
+
+    def _ask_stream(self, request: LLMRequest, takes: Takes) -> AsyncGenerator[Chunk, None]:
+        if not self._service.speaks_anthropic:
+            return openai_stream(
+                self._exchange,
+                request,
+                base=self._service.address.full_url(""),
+                key=self.config.api_key,
+                backend=self.backend,
+                takes=takes,
+            )
+        if self._service.is_vendor:
+            request = replace(request, model=anthropic.full_name(request.model))
+        values = self._exchange.stream(
+            "POST",
+            self._service.address.full_url("/messages"),
+            headers=self._headers(),
+            body=anthropic.messages_body(request, takes, stream=True),
+        )
+        fold = anthropic.MessageStream(request, backend=self.backend)
+        return folded(values, fold, self._service.address.origin)
 
     def _headers(self) -> dict[str, str]:
         key = self.config.api_key

@@ -11,7 +11,18 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from llm.types import FinishReason, LLMMessage, LLMRequest, LLMResponse
+from llm.errors import BadReply
+from llm.types import (
+    Chunk,
+    FinishReason,
+    LLMMessage,
+    LLMRequest,
+    LLMResponse,
+    TextChunk,
+    ThinkingChunk,
+    ToolCall,
+)
+from llm.wire.calls import parsed_arguments, tool_call
 from llm.wire.common import as_list, as_object, as_text, count, model_name, no_answer, unfenced
 from llm.wire.schemas import strict_schema, told
 from llm.wire.takes import Takes
@@ -51,6 +62,7 @@ _STOP: Mapping[str, FinishReason] = {
     "max_tokens": "length",
     "model_context_window_exceeded": "length",
     "refusal": "content_filter",
+    "tool_use": "tool_calls",
 }
 
 
@@ -71,7 +83,7 @@ def takes(model: str) -> Takes:
     return next(found for pattern, found in _MODELS if pattern.match(model))
 
 
-def messages_body(request: LLMRequest, accepted: Takes) -> dict[str, Any]:
+def messages_body(request: LLMRequest, accepted: Takes, *, stream: bool = False) -> dict[str, Any]:
     """The body of POST {base}/messages."""
     turns: Sequence[LLMMessage] = request.messages
     body: dict[str, Any] = {"model": request.model, "max_tokens": request.max_tokens}
@@ -79,6 +91,8 @@ def messages_body(request: LLMRequest, accepted: Takes) -> dict[str, Any]:
         body["output_config"] = {"format": {"type": "json_schema", "schema": _schema(request, accepted)}}
     elif request.schema is not None:
         turns = told(turns, request.schema)
+    if stream:
+        body["stream"] = True
     return body | _conversation(turns) | _sampling(request, accepted)
 
 
@@ -114,27 +128,165 @@ def _conversation(turns: Sequence[LLMMessage]) -> dict[str, Any]:
 
 
 def read_message(payload: Any, request: LLMRequest, *, backend: str) -> LLMResponse:
-    """The answer in a message: its text blocks joined, thinking skipped.
+    """The answer in a message: its text blocks joined, its thinking apart.
 
     Raises:
-        BadReply: the reply has another shape, or no text.
+        BadReply: the reply has another shape, or says nothing.
     """
-    reply = as_object(payload, "body")
-    blocks = [as_object(block, "content block") for block in as_list(reply.get("content"), "content")]
-    usage = as_object(reply.get("usage") or {}, "usage")
-    text = "".join(as_text(b.get("text"), "content block") for b in blocks if b.get("type") == "text")
-    word = reply.get("stop_reason")
-    reason = _STOP.get(word, "other") if isinstance(word, str) else "other"
-    if not text and reason != "content_filter":
-        _check_silence(blocks, reason, request)
-    return LLMResponse(
-        content=text if request.schema is None else unfenced(text),
-        model=model_name(reply, request),
-        backend=backend,
-        finish_reason=reason,
-        prompt_tokens=_prompt_tokens(usage),
-        completion_tokens=count(usage, "output_tokens"),
-    )
+    answer = MessageStream(request, backend=backend)
+    answer.take_whole(as_object(payload, "body"))
+    return answer.finish()
+
+
+class MessageStream:
+    """Puts one answer together from the events of a stream.
+
+    Args:
+        request: the call.
+        backend: name of the backend for the response.
+    """
+
+    def __init__(self, request: LLMRequest, *, backend: str) -> None:
+        self._request, self._backend = request, backend
+        self._blocks: dict[Any, _Block] = {}
+        self._message: Mapping[str, Any] = {}
+        self._usage: dict[str, Any] = {}
+        self._stop: Any = None
+        self._ended = False
+
+    def feed(self, payload: Any) -> Sequence[Chunk]:
+        """What one event says; kinds that are not known say nothing.
+
+        Raises:
+            BadReply: it has another shape.
+        """
+        event = as_object(payload, "event")
+        kind = event.get("type")
+        if kind == "content_block_delta":
+            return self._delta(event)
+        if kind == "content_block_start":
+            self._blocks[_index(event)] = _Block(as_object(event.get("content_block"), "content block"))
+        elif kind == "message_start":
+            self._message = as_object(event.get("message"), "message")
+            self._count(self._message)
+        elif kind == "message_delta":
+            self._count(event)
+            self._stop = as_object(event.get("delta") or {}, "delta").get("stop_reason") or self._stop
+        elif kind == "message_stop":
+            self._ended = True
+        elif kind == "message":  # a server that does not stream
+            return self.take_whole(event)
+        return ()
+
+    def take_whole(self, message: Mapping[str, Any]) -> Sequence[Chunk]:
+        """A message in one piece."""
+        blocks = as_list(message.get("content"), "content")
+        self._blocks = {n: _Block(as_object(block, "content block")) for n, block in enumerate(blocks)}
+        self._message, self._stop, self._ended = message, message.get("stop_reason"), True
+        self._count(message)
+        return [chunk for block in self._blocks.values() for chunk in block.chunks()]
+
+    def _delta(self, event: Mapping[str, Any]) -> Sequence[Chunk]:
+        block = self._blocks.get(_index(event))
+        if block is None:
+            msg = "the stream goes on with a content block that was not begun"
+            raise BadReply(msg)
+        delta = as_object(event.get("delta"), "delta")
+        if delta.get("type") == "text_delta":
+            text = block.more("text", delta)
+            return (TextChunk(text),) if text else ()
+        if delta.get("type") == "thinking_delta":
+            text = block.more("thinking", delta)
+            return (ThinkingChunk(text),) if text else ()
+        if delta.get("type") == "input_json_delta":
+            block.more("partial_json", delta)
+        elif delta.get("type") == "signature_delta":
+            block.more("signature", delta)
+        return ()
+
+    def _count(self, holder: Mapping[str, Any]) -> None:
+        """Counts are cumulative: a later one replaces an earlier one."""
+        usage = as_object(holder.get("usage") or {}, "usage")
+        self._usage |= {name: value for name, value in usage.items() if value is not None}
+
+    def finish(self) -> LLMResponse:
+        """The whole answer, once the stream has ended.
+
+        Raises:
+            BadReply: the stream broke off before its end, or nothing was said in it.
+        """
+        if not self._ended:
+            msg = "the stream broke off before its end (no message_stop); the model's engine may have died"
+            raise BadReply(msg)
+        request, blocks = self._request, [block.whole() for _, block in sorted(self._blocks.items())]
+        text, thinking = _joined(blocks, "text"), _joined(blocks, "thinking")
+        calls = tuple(_call(block) for block in blocks if block.get("type") == "tool_use")
+        word = self._stop
+        reason = _STOP.get(word, "other") if isinstance(word, str) else "other"
+        if not text and not calls and reason != "content_filter":
+            _check_silence(blocks, reason, request)
+        details = as_object(self._usage.get("output_tokens_details") or {}, "usage.output_tokens_details")
+        return LLMResponse(
+            content=text if request.schema is None else unfenced(text),
+            model=model_name(self._message, request.model),
+            backend=self._backend,
+            finish_reason=reason,
+            prompt_tokens=_prompt_tokens(self._usage),
+            completion_tokens=count(self._usage, "output_tokens"),
+            cached_tokens=count(self._usage, "cache_read_input_tokens"),
+            thinking_tokens=count(details, "thinking_tokens"),
+            thinking=thinking,
+            tool_calls=calls,
+        )
+
+
+class _Block:
+    """One content block; what comes in pieces is joined at the end."""
+
+    def __init__(self, begun: Mapping[str, Any]) -> None:
+        self._begun = begun
+        self._pieces: dict[str, list[str]] = {}
+
+    def more(self, key: str, delta: Mapping[str, Any]) -> str:
+        text = as_text(delta.get(key), f"delta.{key}")
+        self._pieces.setdefault(key, []).append(text)
+        return text
+
+    def chunks(self) -> Sequence[Chunk]:
+        block = self.whole()
+        if block.get("type") == "text" and block.get("text"):
+            return (TextChunk(as_text(block["text"], "content block")),)
+        if block.get("type") == "thinking" and block.get("thinking"):
+            return (ThinkingChunk(as_text(block["thinking"], "content block")),)
+        return ()
+
+    def whole(self) -> dict[str, Any]:
+        """The block as a message that came in one piece would hold it."""
+        made = dict(self._begun)
+        for key, pieces in self._pieces.items():
+            if key == "partial_json":
+                made["input"] = parsed_arguments(str(made.get("name", "")), "".join(pieces))
+            else:
+                made[key] = as_text(made.get(key) or "", "content block") + "".join(pieces)
+        return made
+
+
+def _index(event: Mapping[str, Any]) -> int:
+    index = event.get("index")
+    if type(index) is not int:
+        msg = "a content block of the stream has no index"
+        raise BadReply(msg)
+    return index
+
+
+def _joined(blocks: Sequence[Mapping[str, Any]], kind: str) -> str:
+    """The text of all blocks of a kind."""
+    return "".join(as_text(b.get(kind), "content block") for b in blocks if b.get("type") == kind)
+
+
+def _call(block: Mapping[str, Any]) -> ToolCall:
+    named = as_text(block.get("id") or "", "tool_use.id")
+    return tool_call(named, as_text(block.get("name") or "", "tool_use.name"), block.get("input") or {})
 
 
 def _check_silence(blocks: Sequence[Mapping[str, Any]], reason: FinishReason, request: LLMRequest) -> None:

@@ -26,6 +26,24 @@ from llm.wire.common import decode
 from llm.wire.redact import redact
 
 _QUOTA = frozenset({"insufficient_quota", "billing_error", "billing_hard_limit_reached"})
+_STATUS: Mapping[str, int] = {
+    "invalid_request_error": 400,
+    "exceed_context_size_error": 400,
+    "context_length_exceeded": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "model_not_found": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+"""What the words of an error that comes inside a 200 would have been as a status."""
+
 _LOCATION = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//(?:[^/@]*@)?([^/?#@]+)", re.IGNORECASE)
 _MODEL = re.compile(r"\bmodels?\b", re.IGNORECASE)
 _SPEAKING = ("error", "message", "detail")
@@ -91,6 +109,16 @@ def unwrap(payload: Any) -> _Said:
         words |= {payload[k] for k in ("type", "code") if isinstance(payload.get(k), str)}
         payload = next((payload[k] for k in _SPEAKING if payload.get(k)), "")
     return _Said(payload if isinstance(payload, str) else json.dumps(payload), frozenset(words))
+
+
+def inner_status(payload: Mapping[str, Any]) -> int:
+    """The status that an error inside a 200 names, as a number or in words; else 500: the server failed."""
+    error = payload.get("error")
+    if not isinstance(error, Mapping):
+        return 500
+    codes = (error.get("code"), error.get("status"), error.get("type"))
+    named = (_STATUS.get(code, 0) if isinstance(code, str) else code for code in codes)
+    return next((code for code in named if type(code) is int and 400 <= code < 600), 500)
 
 
 def _inner(text: str) -> Any:

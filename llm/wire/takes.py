@@ -19,6 +19,7 @@ class Takes:
         schema: a JSON schema that the server holds the reply to; without, the model is told it in words.
         limits: limits on numbers and lengths inside such a schema.
         cap: the name of the parameter that limits the generated tokens.
+        usage: being asked for the token counts of a stream (`stream_options`).
     """
 
     temperature: bool = True
@@ -28,6 +29,7 @@ class Takes:
     schema: bool = True
     limits: bool = True
     cap: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    usage: bool = True
 
     def after(self, complaint: str) -> Takes | None:
         """What is left after a server refused a request with `complaint`; None if it is not about these."""
@@ -64,4 +66,5 @@ def _narrowings(takes: Takes) -> list[tuple[re.Pattern[str], Takes]]:
         (re.compile("top_p"), replace(takes, top_p=False)),
         (re.compile(r"\bseed\b"), replace(takes, seed=False)),
         (_SCHEMA, replace(takes, schema=False)),
+        (re.compile("stream_options|include_usage"), replace(takes, usage=False)),
     ]
