@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from llm.errors import ConfigurationError
@@ -60,7 +60,7 @@ def backend_class(name: str) -> type[LLMClient]:
         return _load(_BUILT_IN[name])
     if name in _registered:
         return _registered[name]
-    for entry in metadata.entry_points(group=ENTRY_POINTS, name=name):
+    for entry in _plugins(name):
         return _load(entry.value)
     known = ", ".join(backend_names())
     _log.warning("unknown LLM backend %r, using 'mock'; LLM_BACKEND is one of %s", name, known)
