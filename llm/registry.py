@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from llm.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from importlib.metadata import EntryPoints
+
     from llm.client import LLMClient
 
 ENTRY_POINTS = "askfirst.backends"
@@ -52,8 +54,8 @@ def _plugins(name: str | None = None) -> EntryPoints:
     """What other packages offer, under one name or all."""
     from importlib.metadata import entry_points  # noqa: PLC0415 - 5 ms that a built-in backend does not need
 
-    chosen = {} if name is None else {"name": name}
-    return entry_points(group=ENTRY_POINTS, **chosen)
+    found = entry_points(group=ENTRY_POINTS)
+    return found if name is None else found.select(name=name)
 
 
 def backend_class(name: str) -> type[LLMClient]:
