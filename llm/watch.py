@@ -58,7 +58,9 @@ class Watch:
                 template=request.template if isinstance(request, LLMRequest) else "",
             )
         )
-        return response.stamped(call_id=self.call_id, latency=latency, first_token=self.first)
+        return response.stamped(
+            call_id=self.call_id, latency=latency, first_token=self.first, cached=response.cached
+        )
 
     def embedded(self, found: Embeddings) -> Embeddings:
         """The vectors, with their id and how long they took."""
