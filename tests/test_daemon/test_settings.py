@@ -366,7 +366,7 @@ class TestEnvironment:
             "backend": "mock", "model": "m", "api_base": "http://x", "api_key": "k", "api_key_file": __file__,
             "temperature": "0.5", "max_tokens": "5", "top_p": "0.5", "timeout": "5", "seed": "5",
             "context_length": "512", "max_reply_bytes": "2048", "enable_cache": "false", "cache_dir": "/c",
-            "data_dir": "/d", "plugin_dir": "/p", "log_level": "error", "log_format": "json",
+            "data_dir": "/d", "plugin_dir": "/p", "prompts_dir": "/q", "log_level": "error", "log_format": "json",
             "stop_grace": "3s", "max_concurrent_runs": "5", "enabled": "false", "host": "localhost",
             "port": "5",
             "think": "high", "overflow": "trim", "keep_alive": "5m", "embed_model": "e", "adapter_path": "/a",
