@@ -212,10 +212,8 @@ class Templates:
 
         path = self.path(name)
         try:
-            # A link could lead anywhere, and opening a pipe would wait for somebody who writes to it.
-            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(file, "rb") as stream:
-                found = os.fstat(file)
+            with open(path, "rb", opener=_carefully) as stream:
+                found = os.fstat(stream.fileno())
                 if not stat.S_ISREG(found.st_mode):
                     msg = f"{path} is no file"
                     raise TemplateError(msg)
@@ -237,6 +235,11 @@ class Templates:
         way = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names) or 'none'}"
         places = ", ".join(map(str, self.folders)) or "no folder"
         return TemplateError(f"there is no prompt template {self._full(name)!r} in {places}; {way}")
+
+
+def _carefully(path: str, flags: int) -> int:
+    """Open no link, which could lead anywhere, and wait for nobody who would write to a pipe."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _stamp_of(path: Path, found: os.stat_result) -> _Stamp:
