@@ -154,9 +154,6 @@ class TestRender:
     def test_numbers_lists_and_objects_are_taken_as_such_and_all_else_as_text(
         self, program: Program, own: Path
     ) -> None:
-        own.write_text(
-            "{{ n + 1 }} {{ rows[1].kg }}{% for x in texts %} {{ x is string }}{% endfor %}|{{ t | length }}"
-        )
         own.write_text("{{ n + 1 }} {{ rows[1].kg }}{% if t is string and u is string %} text{% endif %}")
         values = {"n": "41", "rows": '[{"kg": 1}, {"kg": 2.5}]', "t": "1e5", "u": "true"}
         options = [word for key, value in values.items() for word in ("--set", f"{key}={value}")]
@@ -319,7 +316,7 @@ from agents import BaseAgent
 class AskAgent(BaseAgent):
     async def analyze(self):
         response = await self.use_llm(template="look", context={"item": "leeks"}, max_tokens=9)
-        return [self.propose("note", "Look at the leeks", explanation="x", call_ids=(response.call_id,))]
+        return [self.propose("note", "Look at the leeks", fingerprint="leeks", call_ids=(response.call_id,))]
 """
 
 
@@ -334,6 +331,7 @@ def test_runs_and_proposals_show_which_template_and_version_a_call_was_made_from
         file.write("[agents.ask]\n")
     shipped = program.call("prompts", "list", "--json").data[0]["version"]
     run = program.call("--once", "--agent", "ask", "--json").data["runs"][0]
+    print(run)
     put(program, "ask/look.j2", "Well? {{ item | untrusted }}")
     own = program.call("prompts", "list", "--json").data[0]["version"]
     again = program.call("--once", "--agent", "ask", "--json").data["runs"][0]
