@@ -316,7 +316,9 @@ from agents import BaseAgent
 class AskAgent(BaseAgent):
     async def analyze(self):
         response = await self.use_llm(template="look", context={"item": "leeks"}, max_tokens=9)
-        return [self.propose("note", "Look at the leeks", fingerprint="leeks", call_ids=(response.call_id,))]
+        calls = (response.call_id,)
+        fields = {"explanation": "They grow.", "payload": {}, "fingerprint": "leeks", "call_ids": calls}
+        return [self.propose("note", "Look at the leeks", **fields)]
 """
 
 
@@ -331,7 +333,6 @@ def test_runs_and_proposals_show_which_template_and_version_a_call_was_made_from
         file.write("[agents.ask]\n")
     shipped = program.call("prompts", "list", "--json").data[0]["version"]
     run = program.call("--once", "--agent", "ask", "--json").data["runs"][0]
-    print(run)
     put(program, "ask/look.j2", "Well? {{ item | untrusted }}")
     own = program.call("prompts", "list", "--json").data[0]["version"]
     again = program.call("--once", "--agent", "ask", "--json").data["runs"][0]
