@@ -36,7 +36,7 @@ _FILTERS = (
 _ALLOWED: tuple[type[nodes.Node], ...] = (
     *(nodes.Template, nodes.Output, nodes.TemplateData, nodes.Block, nodes.For, nodes.If),
     *(nodes.Filter, nodes.Test, nodes.Keyword, nodes.Name, nodes.Const, nodes.List, nodes.Tuple),
-    *(nodes.Dict, nodes.Pair, nodes.Slice, nodes.Getattr, nodes.Getitem, nodes.CondExpr),
+    *(nodes.Dict, nodes.Pair, nodes.Getattr, nodes.Getitem, nodes.CondExpr),
     *(nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos),
     *(nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv, nodes.Mod),
 )
@@ -92,9 +92,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self.getitem(obj, attribute)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """An entry of a mapping or a list."""
+        """An entry of a mapping or a list, and no piece of a text, which would cut a fence open."""
         try:
-            return obj[argument]
+            return self.undefined(obj=obj, name=argument) if isinstance(obj, str) else obj[argument]
         except (TypeError, LookupError):
             return self.undefined(obj=obj, name=argument)
 

@@ -178,6 +178,8 @@ class TestTheFence:
             '{{ "%s" % item }}',
             '{{ "" ~ item }}',
             "{{ item[0] }}",
+            "{{ (item | untrusted)[140:] }}",
+            "{{ (item | untrusted)[140] }}",
             "{{ item.format() }}",
             "{{ item | max }}",
             "{{ {item: 1} }}",
