@@ -68,13 +68,16 @@ class Compiled:
         self._env = Sandbox(FunctionLoader(self._load))
         trees: dict[str, nodes.Template] = {}
         self._read(name, read, trees, ())
-        self.variables = _variables(name, trees)
         self._blocks = _blocks(self.sources[name], trees[name])
         try:
-            self._template = self._env.get_template(name)
+            made = {each: self._env.get_template(each) for each in self.sources}
+        except TemplateSyntaxError as error:  # found when code is made of it: an unknown test, a second block
+            raise self._wrong(error) from error
         except (SyntaxError, RecursionError) as error:  # Python's own: 20 loops inside one another
             msg = f"{self.sources[name].path}: it is nested too deeply"
             raise TemplateError(msg) from error
+        self._template = made[name]
+        self.variables = _variables(name, trees)
 
     def _load(self, name: str) -> tuple[str, str, Callable[[], bool]]:
         source = self.sources[name]
@@ -111,11 +114,13 @@ class Compiled:
         try:
             return self._env.parse(source.text, source.name, str(source.path))
         except TemplateSyntaxError as error:
-            msg = f"{source.path}, line {error.lineno}: {error.message}"
-            raise TemplateError(msg) from error
+            raise self._wrong(error) from error
         except RecursionError as error:
             msg = f"{source.path}: it is nested too deeply"
             raise TemplateError(msg) from error
+
+    def _wrong(self, error: TemplateSyntaxError) -> TemplateError:
+        return TemplateError(f"{error.filename}, line {error.lineno}: {error.message}")
 
     def render(self, variables: Mapping[str, Any]) -> dict[str, str]:
         """The blocks with their gaps filled, without the white space round them.

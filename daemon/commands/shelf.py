@@ -54,6 +54,7 @@ class Shelf:
 
     def __init__(self, settings: Settings) -> None:
         self.folder = settings.prompts_dir
+        self._enabled = settings.enabled_agents
         self._registry = AgentRegistry(settings.daemon.plugin_dir)
 
     def entries(self) -> list[Entry]:
@@ -86,8 +87,15 @@ class Shelf:
         return templates_of(self._registry.get(agent))
 
     def problems(self) -> list[SettingsProblem]:
-        """Which templates cannot be used, and which files in the owner's folder are none."""
-        told = [(entry.path, entry.problem) for entry in self.entries() if entry.problem]
+        """Which templates cannot be used, and which files in the owner's folder are none.
+
+        What came with an agent that is not enabled is no problem of this configuration.
+        """
+        told = [
+            (entry.path, entry.problem)
+            for entry in self.entries()
+            if entry.problem and (entry.overridden or entry.agent in self._enabled)
+        ]
         return [
             SettingsProblem(key="", message=text, source=str(path))
             for path, text in sorted([*told, *self._strays()])

@@ -300,6 +300,18 @@ class TestChecks:
         out = program.call("config", "check").out
         assert f"{own}: line 1: {part}, line 2: unexpected end of template" in out
 
+    @pytest.mark.parametrize(("enabled", "code"), [("true", 78), ("false", 0)])
+    def test_a_broken_template_of_a_plugin_is_a_problem_where_the_plugin_is_enabled(
+        self, tmp_path: Path, enabled: str, code: int
+    ) -> None:
+        program = Program.with_garden(tmp_path, settings=f"enabled = {enabled}")
+        file = tmp_path / "data" / "plugins" / "prompts" / "dry.j2"
+        file.parent.mkdir()
+        file.write_text("{{ bed")
+        done = program.call("config", "check")
+        assert done.code == code, done
+        assert (f"{file}: line 1: " in done.out) == (enabled == "true")
+
     def test_the_doctor_tells_it_too_and_the_way_out(self, program: Program) -> None:
         file = put(program, "nobody/pair.j2", "Which?")
         done = program.call("doctor", "--json")

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm import LLMConfig, Prompt, TemplateError, Templates, Trusted, get_llm_client
@@ -282,6 +283,12 @@ class TestStrictness:
             ("{{ self.user() }}", 1, "nothing can be called but range()"),
             ("{{ range(*[1]) }}", 1, "nothing can be called but range()"),
             ("{{ x | tojson }}", 1, "there is no filter 'tojson'"),
+            ("\n{{ 1 is nosuch }}", 2, "No test named 'nosuch'"),
+            (
+                "{% block user %}x{% endblock %}\n{% block user %}{% endblock %}",
+                2,
+                "block 'user' defined twice",
+            ),
             ("{{ x | _counted }}", 1, "there is no filter '_counted'"),
             ("{{ _steps }}", 1, "names that begin with _"),
             ("{% for x in xs recursive %}{% endfor %}", 1, "a loop cannot be recursive"),
@@ -381,6 +388,93 @@ class TestStrictness:
         path = write("dish", "{% block user %}{% if x is defined %}Which?{% endif %}{% endblock %}")
         with pytest.raises(TemplateError, match=f"^{re.escape(str(path))}: nothing is asked"):
             templates.render("dish", {})
+
+
+FRAGMENTS = (
+    *(
+        "{{ item | untrusted }}",
+        "{{ item }}",
+        "{{ n }}",
+        "{{",
+        "}}",
+        "{%",
+        "%}",
+        "{#",
+        "#}",
+        "item",
+        "n",
+        "rows",
+    ),
+    *(
+        "{% for x in rows %}",
+        "{% endfor %}",
+        "{% if item %}",
+        "{% else %}",
+        "{% endif %}",
+        "{{ x | untrusted }}",
+    ),
+    *(
+        "{% block user %}",
+        "{% block system %}",
+        "{% endblock %}",
+        "{% include '_part' %}",
+        " is ",
+        " | ",
+        "(",
+        ")",
+    ),
+    *(
+        "[",
+        "]",
+        "{",
+        "}",
+        "'",
+        '"',
+        ".",
+        ",",
+        ":",
+        "\n",
+        " ",
+        "range",
+        "loop",
+        "_",
+        "1",
+        "+",
+        "*",
+        "defined",
+        "-",
+    ),
+    *(
+        "raw",
+        "endraw",
+        "not ",
+        " in ",
+        "if ",
+        "else ",
+        "untrusted",
+        "join",
+        "{% raw %}",
+        "{% endraw %}",
+        "\x00",
+    ),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join))
+def test_whatever_stands_in_a_file_it_is_a_prompt_or_a_template_error_and_data_stays_fenced(
+    text: str,
+) -> None:
+    with TemporaryDirectory() as folder:
+        (Path(folder) / "any.j2").write_text(text, encoding="utf-8")
+        (Path(folder) / "_part.j2").write_text("part", encoding="utf-8")
+        try:
+            prompt = Templates(Path(folder)).render("any", {"item": "DATA", "n": 1, "rows": ["DATA"]})
+            said = f"{prompt.system} {prompt.user}"
+        except TemplateError as error:
+            said = str(error)
+    outside = re.sub(r"<data-([0-9a-f]{8}) .*?</data-\1>", "", said, flags=re.DOTALL)
+    assert "DATA" not in outside
 
 
 class TestLimits:
