@@ -98,6 +98,16 @@ class TestFilling:
         rows = [{"item": "jamón", "kg": 2}, {"item": "leeks", "kg": None}]
         assert templates.render("rows", {"rows": rows}).user == fenced({"data": rows})
 
+    def test_a_list_may_be_turned_round_before_it_is_fenced(self, write: Write, templates: Templates) -> None:
+        write("rows", "{{ rows | reverse | untrusted('rows') }}")
+        assert templates.render("rows", {"rows": ["a", "b"]}).user == fenced({"rows": ["b", "a"]})
+
+    def test_a_part_may_be_included_twice(self, write: Write, templates: Templates) -> None:
+        write("twice", "{% include '_part' %} {% include '_part' %}")
+        write("_part", "{{ n - 1 }}")
+        assert templates.render("twice", {"n": 3}).user == "2 2"
+        assert templates.get("twice").variables.bare == {"n"}
+
     def test_numbers_moments_and_trusted_texts_are_printed_as_they_are(
         self, write: Write, templates: Templates
     ) -> None:
@@ -544,6 +554,13 @@ class TestFiles:
         with pytest.raises(
             TemplateError, match=r"there is no prompt template 'dish' in .*nowhere; there are: none"
         ):
+            templates.render("dish", {})
+
+    def test_a_folder_that_cannot_be_read_is_named(self) -> None:
+        templates = Templates(Path("x" * 300))
+        with pytest.raises(TemplateError, match=r"^x{300} cannot be read: File name too long"):
+            templates.names()
+        with pytest.raises(TemplateError, match=r"^x{300}/dish\.j2 cannot be read: File name too long"):
             templates.render("dish", {})
 
     def test_a_misspelt_name_gets_the_nearest_one(self, write: Write, templates: Templates) -> None:
