@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import re
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from llm import LLMConfig, Prompt, TemplateError, Templates, Trusted, get_llm_client
 from llm.compiled import MAX_CHARACTERS
+from llm.events import CallEvent, CallFinished
 from llm.fence import fenced
 from llm.sandbox import MAX_STEPS
 from llm.templates import MAX_BYTES
@@ -151,16 +153,20 @@ class TestFilling:
         write("_row", "{{ row.kg }} kg\n\n")
         assert templates.render("list", {"rows": [{"kg": 1}, {"kg": 2}]}).user == "1: 1 kg\n2: 2 kg"
 
-    async def test_a_prompt_is_what_a_client_is_asked_with(self, write: Write, templates: Templates) -> None:
-        from asyncio import to_thread
-
-        await to_thread(
-            write, "dish", "{% block system %}S{% endblock %}{% block user %}Which?{% endblock %}"
+    async def test_a_client_is_asked_with_a_prompt_and_its_observers_hear_of_the_template(
+        self, write: Write, templates: Templates
+    ) -> None:
+        await asyncio.to_thread(
+            write, "dish", "{% block system %}S{% endblock %}{% block user %}Q{% endblock %}"
         )
-        prompt = await to_thread(templates.render, "dish", {})
-        async with get_llm_client(LLMConfig(backend="mock", enable_cache=False)) as client:
-            response = await client.chat(prompt.messages(), template=prompt.template)
-        assert response.content
+        prompt = await asyncio.to_thread(templates.render, "dish", {})
+        events: list[CallEvent] = []
+        config = LLMConfig(backend="mock", enable_cache=False)
+        async with get_llm_client(config, observers=[events.append]) as client:
+            await client.chat(prompt.messages(), template=prompt.template)
+        assert [e.template for e in events if isinstance(e, CallFinished)] == [
+            f"pantry/dish@{prompt.version}"
+        ]
 
 
 class TestTheFence:
