@@ -43,8 +43,10 @@ if TYPE_CHECKING:
         ToolLoopExceeded,
     )
     from llm.factory import get_llm_client
+    from llm.fence import clean, fenced
     from llm.registry import register_backend
     from llm.streams import LLMStream
+    from llm.templates import Prompt, PromptTemplate, Templates
     from llm.types import (
         Caller,
         Capabilities,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         Tool,
         ToolCall,
     )
+    from llm.untrusted import Trusted
 
 _HOMES = {
     "AuthenticationFailed": "llm.errors",
@@ -86,6 +89,8 @@ _HOMES = {
     "NoModel": "llm.errors",
     "NotSupported": "llm.errors",
     "OllamaBackend": "llm.backends.ollama",
+    "Prompt": "llm.templates",
+    "PromptTemplate": "llm.templates",
     "RateLimited": "llm.errors",
     "RemoteBackend": "llm.backends.remote",
     "SchemaMismatch": "llm.errors",
@@ -93,12 +98,16 @@ _HOMES = {
     "ServerError": "llm.errors",
     "StreamEnd": "llm.types",
     "TemplateError": "llm.errors",
+    "Templates": "llm.templates",
     "TextChunk": "llm.types",
     "ThinkingChunk": "llm.types",
     "Tool": "llm.types",
     "ToolCall": "llm.types",
     "ToolLoopExceeded": "llm.errors",
+    "Trusted": "llm.untrusted",
     "calling": "llm.caller",
+    "clean": "llm.fence",
+    "fenced": "llm.fence",
     "get_llm_client": "llm.factory",
     "register_backend": "llm.registry",
     "select_backend": "llm.autoselect",
@@ -131,6 +140,8 @@ __all__ = [
     "NoModel",
     "NotSupported",
     "OllamaBackend",
+    "Prompt",
+    "PromptTemplate",
     "RateLimited",
     "RemoteBackend",
     "SchemaMismatch",
@@ -138,12 +149,16 @@ __all__ = [
     "ServerError",
     "StreamEnd",
     "TemplateError",
+    "Templates",
     "TextChunk",
     "ThinkingChunk",
     "Tool",
     "ToolCall",
     "ToolLoopExceeded",
+    "Trusted",
     "calling",
+    "clean",
+    "fenced",
     "get_llm_client",
     "register_backend",
     "select_backend",

@@ -196,6 +196,11 @@ class DaemonSettings(Section):
         default_factory=lambda values: values["data_dir"] / "plugins",
         description="folder of the user's own agents, one file each; unset: `plugins` in `data_dir`",
     )
+    prompts_dir: Folder | None = Field(
+        None,
+        description="folder of your own versions of the agents' prompt templates; "
+        "unset: `prompts` beside the configuration file",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least serious kind of line that is logged"
     )
@@ -291,6 +296,11 @@ class Settings(BaseModel):
             "approvers": self.proposals.approvers.as_approvers(),
         }
         return AgentConfig.from_table(name, {**shared, **self.agents.get(name, {})}, agent_cls)
+
+    @property
+    def prompts_dir(self) -> Path:
+        """The folder of the owner's own prompt templates, whether it exists or not."""
+        return self.daemon.prompts_dir or self.base_dir / "prompts"
 
     @property
     def enabled_agents(self) -> tuple[str, ...]:

@@ -70,6 +70,7 @@ class TestDefaults:
         assert settings.base_dir == tmp_path
         assert settings.daemon.data_dir == Path("/var/lib/askfirst")
         assert settings.daemon.plugin_dir == Path("/var/lib/askfirst/plugins")
+        assert settings.prompts_dir == tmp_path / "prompts"
         assert (settings.web.host, settings.web.port, settings.web.enabled) == ("127.0.0.1", 8484, True)
         assert settings.proposals.expires_after == timedelta(hours=72)
         assert settings.enabled_agents == ()
@@ -147,6 +148,7 @@ class TestFile:
             "allowed_hosts",
             "data_dir",
             "plugin_dir",
+            "prompts_dir",
             "cache_dir",
             "keep_alive",
             "cache_max_age",
@@ -366,9 +368,9 @@ class TestEnvironment:
             "backend": "mock", "model": "m", "api_base": "http://x", "api_key": "k", "api_key_file": __file__,
             "temperature": "0.5", "max_tokens": "5", "top_p": "0.5", "timeout": "5", "seed": "5",
             "context_length": "512", "max_reply_bytes": "2048", "enable_cache": "false", "cache_dir": "/c",
-            "data_dir": "/d", "plugin_dir": "/p", "log_level": "error", "log_format": "json",
-            "stop_grace": "3s", "max_concurrent_runs": "5", "enabled": "false", "host": "localhost",
-            "port": "5",
+            "data_dir": "/d", "plugin_dir": "/p", "prompts_dir": "/q", "log_level": "error",
+            "log_format": "json", "stop_grace": "3s", "max_concurrent_runs": "5",
+            "enabled": "false", "host": "localhost", "port": "5",
             "think": "high", "overflow": "trim", "keep_alive": "5m", "embed_model": "e", "adapter_path": "/a",
             "model_dir": "/m", "idle_seconds": "5", "api_version": "2026-10-21", "cache_mode": "read",
             "cache_max_age": "5", "cache_max_bytes": "100000", "retries": "5", "max_concurrency": "5",
