@@ -138,6 +138,7 @@ class BaseAgent(ABC):
         seed: int | None = None,
         cache: bool = True,
         timeout: float | None = None,  # noqa: ASYNC109 - handed on to the client's total deadline
+        task: str = "",
     ) -> LLMResponse:
         """Ask the model. The prompt is ours; the context is data, cleaned, shortened and fenced.
 
@@ -156,6 +157,7 @@ class BaseAgent(ABC):
             seed: overrides the configuration.
             cache: False asks anew.
             timeout: total seconds, overrides the configuration.
+            task: what it is for, such as "title": in the ledger, and a route may be named for it.
 
         Raises:
             NoModel: the program runs on rules only.
@@ -174,6 +176,7 @@ class BaseAgent(ABC):
             "cache": cache,
             "timeout": timeout,
             "template": made_from,
+            "task": task,
         }
         return await _Recorded(llm, self.context).answer(turns, schema, options)
 

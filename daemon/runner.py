@@ -31,7 +31,7 @@ from daemon.outcome import RunUnderWay
 from daemon.proposals import ProposalDesk
 from daemon.store.locks import LockBusy
 from daemon.store.uncancelled import finished
-from llm import LLMError
+from llm import LLMError, calling
 
 if TYPE_CHECKING:
     from daemon.store.engine import Database
@@ -138,7 +138,8 @@ class Runner:
             calls=run.calls,
             notes=run.notes,
         )
-        task = asyncio.ensure_future(_caught(_look(agent, run)))
+        with calling(agent=run.agent, run_id=run.run_id):
+            task = asyncio.ensure_future(_caught(_look(agent, run)))
         try:
             await asyncio.wait({task}, timeout=config.timeout.total_seconds())
         except asyncio.CancelledError:

@@ -341,3 +341,9 @@ def test_an_agent_without_settings_takes_none(settings: Mapping[str, Any]) -> No
     with pytest.raises(AgentSettingsError, match="takes no settings") as caught:
         Quiet(AgentContext(settings=settings))
     assert [key for key, _ in caught.value.problems] == list(settings)
+
+
+async def test_what_a_question_is_for_reaches_the_request() -> None:
+    async with ScriptedBackend("Beans") as llm:
+        await quiet(llm).use_llm("What grows?", task="title")
+        assert [request.caller.task for request in llm.requests] == ["title"]

@@ -25,7 +25,9 @@ from daemon.errors import StoreError
 from daemon.events import Event, EventBus, ProposalChanged, RunFinished, RunOutcome
 from daemon.outcome import new_run_id
 from daemon.runtime import Runtime, open_runtime
-from llm import LLMConfig
+from llm import Caller, LLMConfig
+from llm.caller import current_caller
+from llm.testing import Recorder
 from tests.support.stores import START, Clock, line, model_call, settings_for, until
 
 _S = ProposalStatus
@@ -145,6 +147,21 @@ async def test_model_calls_are_kept_and_counted(open_: Open) -> None:
     assert (result.calls, result.cached_calls, result.backend) == (1, 0, "mock")
     assert result.prompt_tokens == call.prompt_tokens > 0
     assert result.completion_tokens == call.completion_tokens > 0
+
+
+async def test_a_model_call_knows_which_agent_and_which_run_it_is_made_for(open_: Open) -> None:
+    recorder = Recorder()
+    runtime, _ = await open_(llm_observers=[recorder])
+
+    async def ask(agent: BaseAgent) -> list[Proposal]:
+        await asyncio.create_task(agent.use_llm("Which?", task="choice"))
+        return []
+
+    Quick.look = staticmethod(ask)
+    result = await runtime.runner.run("quick")
+    wanted = Caller(agent="quick", run_id=result.run_id, task="choice")
+    assert {event.caller for event in recorder.events} == {wanted}
+    assert current_caller() == Caller()
 
 
 async def test_cached_and_failed_calls_count_as_calls_but_not_as_tokens(open_: Open) -> None:
