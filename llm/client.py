@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
+from functools import wraps
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack, overload
 from weakref import WeakSet
 
 from llm.caller import current_caller, new_call_id
 from llm.config import LLMConfig
+from llm.deadline import deadline
 from llm.errors import (
     BadReply,
     CallCancelled,
@@ -24,7 +26,7 @@ from llm.events import CallEvent, Observer
 from llm.middleware.base import Middleware, chain, chain_embeds, chain_streams
 from llm.options import SETTINGS, CallOptions, ReplyOptions, cache_mode, refuse_unknown
 from llm.stats import Stats
-from llm.streams import LLMStream, was_late
+from llm.streams import LLMStream
 from llm.structured import as_json_schema, ask, validate
 from llm.types import (
     Capabilities,
@@ -52,6 +54,8 @@ Answer = TypeVar("Answer", LLMResponse, Embeddings)
 
 _log = logging.getLogger(__name__)
 
+Check = Callable[[Any], Coroutine[Any, Any, bool]]
+
 _VARIANTS = 64  # different sets of options whose checked configuration is kept
 
 
@@ -70,6 +74,11 @@ class LLMClient(ABC):
 
     backend: ClassVar[str]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "health_check" in cls.__dict__:  # so that a backend has nothing to do for it
+            cls.health_check = _telling(cls.health_check)  # type: ignore[method-assign]
+
     def __init__(
         self,
         config: LLMConfig,
@@ -83,8 +92,7 @@ class LLMClient(ABC):
         self._middleware = tuple(middleware)
         self._stats = Stats()
         self._observers: tuple[Observer, ...] = (self._stats, *observers)
-        for wrapper in self._middleware:
-            wrapper.connect(self.name, self.emit)
+        self._connect()
         self._quick = [w.at_once for w in self._middleware if type(w).at_once is not Middleware.at_once]
         self._handle = chain(self._middleware, self._observed_send)
         self._handle_stream = chain_streams(self._middleware, self._observed_stream)
@@ -94,6 +102,15 @@ class LLMClient(ABC):
         self._streams: WeakSet[LLMStream] = WeakSet()
         self._drained: asyncio.Future[None] | None = None
         self._closed = False
+
+    def rename(self, name: str) -> None:
+        """Call it `name` in events and messages, where one program has several of its kind."""
+        self.name = name
+        self._connect()
+
+    def _connect(self) -> None:
+        for wrapper in self._middleware:
+            wrapper.connect(self.name, self.emit)
 
     # What a backend implements.
 
@@ -352,11 +369,11 @@ class LLMClient(ABC):
         try:
             async with asyncio.timeout(seconds) as scope:
                 self._in_flight.add(scope)
-                token = was_late.set(scope.expired)
+                token = deadline.set(scope)
                 try:
                     response = await handle(request)
                 finally:
-                    was_late.reset(token)
+                    deadline.reset(token)
                     self._leave(scope)
         except TimeoutError as error:
             if self._closed:
@@ -417,7 +434,8 @@ class LLMClient(ABC):
             raise watch.failed(error) from watch.cause(error)
 
     def _unended(self) -> BadReply:
-        return BadReply(f"the stream of {self.name} ended without its end; the answer is not whole")
+        msg = f"the stream of {self.name} ended without its end; the answer is not whole"
+        return BadReply(msg, broken=True)
 
     @property
     def is_closed(self) -> bool:
@@ -466,6 +484,20 @@ class LLMClient(ABC):
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
+
+
+def _telling(check: Check) -> Check:
+    """The health check, which tells the middleware when it found the backend well: an open breaker closes."""
+
+    @wraps(check)
+    async def checked(self: LLMClient) -> bool:
+        healthy = await check(self)
+        if healthy:
+            for wrapper in self._middleware:
+                wrapper.revived()
+        return healthy
+
+    return checked
 
 
 def _turns(prompt: str, system_prompt: str | None) -> list[LLMMessage]:

@@ -151,10 +151,18 @@ class ServerError(LLMError):
 
 
 class BadReply(LLMError):
-    """The reply is truncated, too large, not JSON, of the wrong shape, or does not fit the schema."""
+    """The reply is truncated, too large, not JSON, of the wrong shape, or does not fit the schema.
+
+    Attributes:
+        broken: whether it broke off on its way, which has nothing to do with what was asked.
+    """
 
     code = "bad_reply"
     retryable = True
+
+    def __init__(self, message: str = "", *, broken: bool = False) -> None:
+        super().__init__(message)
+        self.broken = broken
 
 
 class SchemaMismatch(BadReply):

@@ -2,39 +2,78 @@
 
 The order of the wrappers, outermost first:
 
-    caller -> total deadline -> cache -> observe -> backend
+    caller -> total deadline -> [router -> per backend:]
+    cache -> breaker -> retry -> limit -> observe -> backend
 
-A hit costs nothing; only what reaches a backend is counted as a call.
+- A hit of the cache costs nothing, and no time, place or budget.
+- The breaker stands before the retries. It counts calls and not attempts, so that a hiccup which a retry
+  cures is no failure; while it is open a call is refused before it waits for anything; and the one call that
+  tries whether the backend is back may be retried like any other. The other way round, one call would use up
+  three of its five failures, and go on asking a backend that it has just given up.
+- Each attempt waits for its turn anew, and holds no place while it waits for the next one.
+- Only what reaches a backend is counted as a call.
+- A router stands outside of all this: every backend has a cache, a breaker and limits of its own, so that no
+  fallback's answer is kept as another's, and its own budget lets it be asked.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from llm.client import LLMClient
 from llm.config import LLMConfig
 from llm.events import Observer
 from llm.middleware.base import Middleware
+from llm.middleware.breaker import PATIENCE, Breaker
+from llm.middleware.limit import Limit
+from llm.middleware.retry import Retry
 from llm.registry import backend_class
 
+if TYPE_CHECKING:
+    from llm.routes import Routes
 
-def get_llm_client(config: LLMConfig | None = None, *, observers: Sequence[Observer] = ()) -> LLMClient:
+PARALLEL_VARIABLE = "OLLAMA_NUM_PARALLEL"
+"""How many calls an Ollama works on at a time; 1 unless it is set."""
+
+REMOTE_CONCURRENCY = 8
+"""Calls under way at a time that every service allows; a higher limit is the owner's to set."""
+
+
+def get_llm_client(
+    config: LLMConfig | Routes | None = None, *, observers: Sequence[Observer] = ()
+) -> LLMClient:
     """Make the client that `config` asks for; nothing is connected or loaded before the first call.
 
     Args:
-        config: how to reach the model; the environment (`LLM_*`) if None.
+        config: how to reach the model; `Routes` for several of them in one client; the environment
+            (`LLM_*`) if None.
         observers: called with every event of `llm.events`.
 
     Raises:
         ConfigurationError: the configuration cannot work. An unknown backend is no error: it warns and
             gives the mock backend.
     """
-    chosen = LLMConfig.from_env() if config is None else config
-    backend = backend_class(chosen.backend)
-    return backend(chosen, middleware=_middleware(chosen), observers=observers)
+    if config is None:
+        return _client(LLMConfig.from_env(), observers)
+    if isinstance(config, LLMConfig):
+        return _client(config, observers)
+    from llm.router import routed  # noqa: PLC0415 - most programs have one backend
+
+    return routed(config, _client, observers)
+
+
+def _client(config: LLMConfig, observers: Sequence[Observer]) -> LLMClient:
+    backend = backend_class(config.backend)
+    return backend(config, middleware=_middleware(config), observers=observers)
 
 
 def _middleware(config: LLMConfig) -> list[Middleware]:
+    return [*_cache(config), *_breaker(config), *_retry(config), *_limit(config)]
+
+
+def _cache(config: LLMConfig) -> list[Middleware]:
     if not config.enable_cache:
         return []
     from llm.middleware.cache import ResponseCache  # noqa: PLC0415 - sqlite3 is loaded only where it is used
@@ -43,3 +82,32 @@ def _middleware(config: LLMConfig) -> list[Middleware]:
     # What shapes an answer and is in no request; the backend's name comes from the backend itself.
     namespace = {"api_base": config.api_base, "context_length": config.context_length}
     return [ResponseCache(SqliteResponseStore(config.cache_dir), namespace=namespace)]
+
+
+def _breaker(config: LLMConfig) -> list[Middleware]:
+    return [Breaker(patience=min(PATIENCE, config.timeout / 2))]
+
+
+def _retry(config: LLMConfig) -> list[Middleware]:
+    return [Retry(config.retries)] if config.retries else []
+
+
+def _limit(config: LLMConfig) -> list[Middleware]:
+    concurrency = config.max_concurrency or _usual_concurrency(config.backend)
+    if not (concurrency or config.requests_per_minute or config.tokens_per_minute):
+        return []
+    return [
+        Limit(
+            concurrency=concurrency,
+            requests_per_minute=config.requests_per_minute,
+            tokens_per_minute=config.tokens_per_minute,
+        )
+    ]
+
+
+def _usual_concurrency(backend: str) -> int | None:
+    """What suits a backend when nobody said; the embedded engines keep queues of their own."""
+    if backend == "ollama":
+        text = os.environ.get(PARALLEL_VARIABLE, "").strip()
+        return int(text) if text.isascii() and text.isdigit() and int(text) > 0 else 1
+    return REMOTE_CONCURRENCY if backend == "remote" else None

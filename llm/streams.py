@@ -9,29 +9,30 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import AsyncGenerator, Callable
-from contextvars import ContextVar
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from llm.caller import new_call_id
+from llm.deadline import deadline
 from llm.errors import BadReply, CallCancelled, LLMError
 from llm.types import Chunk, LLMResponse, StreamEnd, TextChunk
 
-was_late: ContextVar[Callable[[], bool] | None] = ContextVar("llm_was_late", default=None)
-"""Tells a call whether it was its deadline that cancelled it, and not its caller."""
 
+class _StreamDeadline:
+    """The stream's `Deadline`; apart from the stream, so that a context does not keep that alive."""
 
-class _Lateness:
-    """Whether the deadline passed; apart from the stream, so that a context does not keep that alive."""
-
-    __slots__ = ("late",)
+    __slots__ = ("end", "late")
 
     def __init__(self) -> None:
         self.late = False
+        self.end: float | None = None
 
-    def is_late(self) -> bool:
+    def expired(self) -> bool:
         return self.late
+
+    def when(self) -> float | None:
+        return self.end
 
 
 class LLMStream:
@@ -64,7 +65,7 @@ class LLMStream:
         self._waiting: asyncio.Task[object] | None = None
         self._fault: LLMError | None = None  # why it was cut
         self._cut = False  # by cancelling the task that waits for a piece
-        self._lateness = _Lateness()
+        self._deadline = _StreamDeadline()
         self._over = False
         self._response: LLMResponse | None = None
         self._landed: asyncio.Future[None] | None = None
@@ -137,7 +138,8 @@ class LLMStream:
         loop = asyncio.get_running_loop()
         # By weak reference: a stream that is dropped must not live on until its deadline.
         self._timer = loop.call_later(self._seconds, _expire, weakref.ref(self))
-        was_late.set(self._lateness.is_late)
+        self._deadline.end = self._timer.when()
+        deadline.set(self._deadline)
 
     def _finish(self) -> None:
         self._over = True
@@ -150,7 +152,7 @@ class LLMStream:
         """End it from outside: whoever waits for a piece, or asks for the next one, gets `fault`."""
         if self._over or self._fault is not None:
             return
-        self._fault, self._lateness.late = fault, late
+        self._fault, self._deadline.late = fault, late
         if self._waiting is not None:
             self._cut = True
             self._waiting.cancel()

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llm.caller import new_call_id
+from llm.deadline import was_late
 from llm.errors import CallCancelled, DeadlineExceeded, LLMError, ServerError
 from llm.events import CallFailed, CallFinished, CallStarted, FirstToken, Operation
-from llm.streams import was_late
 from llm.types import Embeddings, EmbedRequest, LLMRequest, LLMResponse
 
 if TYPE_CHECKING:
@@ -97,6 +97,4 @@ class Watch:
         return ServerError(f"the {self._client.name} backend failed unexpectedly ({type(error).__name__})")
 
     def _cut_code(self) -> str:
-        late = was_late.get()
-        closed = self._client.is_closed
-        return DeadlineExceeded.code if not closed and late is not None and late() else CallCancelled.code
+        return DeadlineExceeded.code if was_late() and not self._client.is_closed else CallCancelled.code

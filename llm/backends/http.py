@@ -253,7 +253,7 @@ def _translate(error: httpx.HTTPError, call: _Call, way_out: str, *, answered: b
     if isinstance(error, httpx.TimeoutException):
         return DeadlineExceeded(f"{origin} did not answer in time")
     if answered:
-        return BadReply(f"{origin} broke its reply off: {what}")
+        return BadReply(f"{origin} broke its reply off: {what}", broken=True)
     # One class of httpx for both; a server that hangs up in silence is known only by the text.
     if isinstance(error, httpx.RemoteProtocolError) and "disconnected" not in str(error):
         return BadReply(f"what answers at {origin} does not speak HTTP as a model server does: {what}")

@@ -13,6 +13,15 @@ StreamHandler = Callable[[LLMRequest], AsyncGenerator[Chunk, None]]
 EmbedHandler = Callable[[EmbedRequest], Awaitable[Embeddings]]
 
 
+NEVER_SENT = "The call was still waiting for its turn: nothing was sent to the backend."
+"""Note on the exception that ends such a call, so that it is not held against the backend."""
+
+
+def never_sent(error: BaseException) -> bool:
+    """Whether `error` ended a call that never reached its backend."""
+    return NEVER_SENT in getattr(error, "__notes__", ())
+
+
 def _unheard(event: CallEvent) -> None:
     """Where events go until a client is connected."""
 
@@ -51,6 +60,10 @@ class Middleware:
     async def embed(self, request: EmbedRequest, call_next: EmbedHandler) -> Embeddings:
         """Turn texts into vectors, usually by awaiting `call_next(request)`."""
         return await call_next(request)
+
+    def revived(self) -> None:
+        """Told when a health check found the backend well."""
+        return
 
     async def aclose(self) -> None:
         """Give back what the middleware holds open."""

@@ -160,7 +160,7 @@ def _failed(refusal: Refusal, text: str) -> LLMError:
     if refusal.status < 500 and refusal.status not in {409, 425}:
         return BadRequest(text)
     wait = retry_after(refusal.headers)
-    return ServerError(text if wait is None else f"{text}; it asks to wait {wait:g} s")
+    return ServerError(text if wait is None else f"{text}; it asks to wait {wait:g} s", retry_after=wait)
 
 
 def _redirected(refusal: Refusal) -> ConfigurationError:

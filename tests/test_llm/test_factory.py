@@ -9,7 +9,11 @@ import pytest
 
 from llm import ConfigurationError, LLMConfig, MockBackend, get_llm_client
 from llm.events import CallFinished, CallStarted
+from llm.factory import PARALLEL_VARIABLE, _usual_concurrency
+from llm.middleware.breaker import Breaker
 from llm.middleware.cache import ResponseCache
+from llm.middleware.limit import Limit
+from llm.middleware.retry import Retry
 from llm.testing import Recorder
 
 
@@ -54,11 +58,25 @@ async def test_making_a_client_connects_loads_and_writes_nothing(backend: str, t
     assert not any(tmp_path.iterdir())  # noqa: ASYNC240 - nothing else runs
 
 
-async def test_the_cache_stands_before_the_backend_only_when_it_is_enabled(tmp_path: Path) -> None:
-    async with get_llm_client(LLMConfig(backend="mock", cache_dir=str(tmp_path))) as client:
-        assert [type(each) for each in client._middleware] == [ResponseCache]
-    async with get_llm_client(LLMConfig(backend="mock", enable_cache=False)) as client:
-        assert client._middleware == ()
+async def test_the_wrappers_stand_in_the_order_that_is_drawn(tmp_path: Path) -> None:
+    async with get_llm_client(LLMConfig(backend="ollama", cache_dir=str(tmp_path))) as client:
+        assert [type(each) for each in client._middleware] == [ResponseCache, Breaker, Retry, Limit]
+
+
+async def test_what_is_switched_off_is_not_in_the_way() -> None:
+    async with get_llm_client(LLMConfig(backend="mock", enable_cache=False, retries=0)) as client:
+        assert [type(each) for each in client._middleware] == [Breaker]
+
+
+@pytest.mark.parametrize(
+    ("variable", "at_once"), [("", 1), ("3", 3), ("0", 1), ("many", 1), ("\N{SUPERSCRIPT TWO}", 1)]
+)
+def test_ollama_is_asked_as_much_at_once_as_it_works_on_at_once(
+    monkeypatch: pytest.MonkeyPatch, variable: str, at_once: int
+) -> None:
+    monkeypatch.setenv(PARALLEL_VARIABLE, variable)
+    assert _usual_concurrency("ollama") == at_once
+    assert _usual_concurrency("mlx") is None
 
 
 async def test_observers_are_told_what_happens() -> None:
