@@ -77,7 +77,7 @@ class LLMClient(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "health_check" in cls.__dict__:  # so that a backend has nothing to do for it
-            cls.health_check = _telling(cls.health_check)  # type: ignore[method-assign]
+            cls.health_check = _telling(cls.health_check)  # type: ignore[method-assign, assignment]
 
     def __init__(
         self,

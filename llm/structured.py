@@ -197,8 +197,13 @@ async def ask(
     try:
         validate(schema, response.content)
     except BadReply as fault:
-        complaint = f"That was refused: {fault}. Answer again with the JSON object only."
-        turns += [LLMMessage("assistant", response.content), LLMMessage("user", complaint)]
+        turns += repair(response, fault)
         response = await client.chat(turns, schema=schema, **options)
         validate(schema, response.content)
     return response
+
+
+def repair(response: LLMResponse, fault: BadReply) -> list[LLMMessage]:
+    """The turns that show the model its reply and what is wrong with it."""
+    complaint = f"That was refused: {fault}. Answer again with the JSON object only."
+    return [LLMMessage("assistant", response.content), LLMMessage("user", complaint)]
