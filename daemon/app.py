@@ -98,8 +98,9 @@ class Daemon:
             return await self._wait()
 
     def _configure_logging(self) -> Callable[[], None]:
-        key = self.settings.llm_environ().get("LLM_API_KEY")
-        secrets = [key] if key else []
+        from daemon.settings import all_keys  # noqa: PLC0415 - loads pydantic
+
+        secrets = all_keys(self.settings)
         return configure_logging(self._log_level, self.settings.daemon.log_format, secrets=secrets)
 
     async def _open(self, stack: AsyncExitStack) -> None:

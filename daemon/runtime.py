@@ -18,8 +18,9 @@ from daemon.events import EventBus
 from daemon.maker import AgentMaker
 from daemon.proposals import ProposalDesk
 from daemon.runner import Runner
+from daemon.selection import choose_model, open_client
 from daemon.settings import Settings
-from llm import LLMClient, LLMConfig, Selection, get_llm_client, select_backend
+from llm import LLMClient, LLMConfig, Selection
 
 if TYPE_CHECKING:
     from daemon.store.engine import Database
@@ -105,9 +106,8 @@ async def open_runtime(
         stack.push_async_callback(database.aclose)
         proposals, runs = ProposalStore(database), RunStore(database)
         selection = await _select(settings, llm_config, with_llm=with_llm)
-        llm = None
-        if selection.config is not None:
-            llm = get_llm_client(selection.config, observers=llm_observers)
+        llm = open_client(selection, observers=llm_observers)
+        if llm is not None:
             stack.push_async_callback(llm.aclose)
         maker = AgentMaker(settings, registry, llm, now)
         desk = ProposalDesk(proposals, database, maker.make, bus, now)
@@ -144,5 +144,4 @@ async def _select(settings: Settings, llm_config: LLMConfig | None, *, with_llm:
     if llm_config is not None:
         reason = f"{llm_config.backend} with the model {llm_config.model}, as the caller asked."
         return Selection(config=llm_config, reason=reason)
-    # In a thread: the key may stand in a file.
-    return await select_backend(await asyncio.to_thread(settings.llm_environ))
+    return await choose_model(settings)

@@ -23,6 +23,7 @@ from llm.config import DEFAULT_MODELS, LLMConfig, environment_values
 from llm.errors import LLMError
 
 if TYPE_CHECKING:
+    from llm.routes import Routes
     from llm.wire.ollama import OllamaModel
 
 PREFERRED = ("qwen2.5:1.5b", "llama3.2:1b", "phi3:mini")
@@ -42,14 +43,16 @@ class Selection:
     """The outcome of a choice.
 
     Attributes:
-        config: how to reach the model, None for rules only.
+        config: how to reach the model, None for rules only; the first one's where there are several.
         reason: one sentence for a person: what is used, and why.
         considered: what was passed over before, and why, one sentence each.
+        routes: several backends and their routes, None where there is one or none.
     """
 
     config: LLMConfig | None
     reason: str
     considered: tuple[str, ...] = ()
+    routes: Routes | None = None
 
 
 @dataclass(frozen=True, slots=True)

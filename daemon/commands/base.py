@@ -68,10 +68,12 @@ class Invocation:
             level = "debug"
         elif not service and level != "error":
             level = "warning"
-        key = ""
+        from daemon.settings import all_keys  # noqa: PLC0415 - loads pydantic
+
+        keys: list[str] = []
         with suppress(SettingsError):  # a key file that is gone matters only to commands that need the key
-            key = settings.llm_environ().get("LLM_API_KEY", "")
-        close = configure_logging(level, settings.daemon.log_format, secrets=[key])
+            keys = all_keys(settings)
+        close = configure_logging(level, settings.daemon.log_format, secrets=keys)
         try:
             yield
         finally:

@@ -102,7 +102,7 @@ def explain(call: Invocation, key: str) -> None:
 def _details(one: Any) -> list[tuple[str, str]]:
     details = [("from", one.origin)]
     details += [("overrides", f"{value} in {place}") for place, value in one.overridden]
-    details += [("set it with", one.variable)]
+    details += [("set it with", one.variable)] if one.variable else []
     return details + ([("what it is", one.description)] if one.description else [])
 
 

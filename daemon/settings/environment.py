@@ -22,6 +22,9 @@ BETWEEN = "__"
 SECTIONS = ("llm", "daemon", "web", "proposals")
 """The tables with a fixed set of keys; [agents.NAME] is each agent's own."""
 
+NAMED = frozenset({("llm", "backends"), ("llm", "routes")})
+"""Tables whose keys are names that the owner gives: no variable sets what is in them."""
+
 LLM_VARIABLES: Mapping[str, str] = {**ENVIRONMENT, "api_key_file": API_KEY_FILE_VARIABLE}
 """Each key of [llm] and its variable."""
 
@@ -29,9 +32,11 @@ Found = tuple[dict[KeyPath, Variable], list[SettingsProblem]]
 
 
 def leaves(model: type[BaseModel], prefix: KeyPath = ()) -> Iterator[tuple[KeyPath, FieldInfo]]:
-    """Every key of a table and of the tables inside it."""
+    """Every key of a table and of the tables inside it, those of `NAMED` left out."""
     for name, field in model.model_fields.items():
         kind = field.annotation
+        if (*prefix, name) in NAMED:
+            continue
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from leaves(kind, (*prefix, name))
         else:
@@ -49,7 +54,9 @@ def known_keys() -> dict[KeyPath, FieldInfo]:
 
 
 def variable_of(path: KeyPath) -> str:
-    """The variable that sets the key at `path`."""
+    """The variable that sets the key at `path`, empty for one that none sets."""
+    if path[:2] in NAMED:
+        return ""
     if path[0] == "llm":
         return LLM_VARIABLES[str(path[1])]
     return PREFIX + BETWEEN.join(str(part) for part in path).upper()

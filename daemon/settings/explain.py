@@ -20,8 +20,9 @@ from agents.errors import AgentSettingsError
 from agents.schedule import format_duration
 from agents.words import nearest
 from daemon.errors import SettingsError, SettingsProblem
+from daemon.settings.backends import is_taken, values_of
 from daemon.settings.environment import SECTIONS, known_keys, variable_of
-from daemon.settings.model import Settings
+from daemon.settings.model import BackendSettings, RouteSettings, Settings, texts_of
 from daemon.settings.sources import dotted, value_at
 from daemon.settings.toml_lines import KeyPath
 from llm.config import LLMConfig
@@ -67,7 +68,7 @@ def explain(
     Raises:
         SettingsError: there is no such key.
     """
-    everything = (*_fixed(settings), *_of_agents(settings, classes or {}))
+    everything = (*_fixed(settings), *_of_backends(settings), *_of_agents(settings, classes or {}))
     found = tuple(one for one in everything if _at_or_below(one.key, key))
     if not found:
         names = {part for one in everything for part in (one.key, one.key.rpartition(".")[0])}
@@ -104,6 +105,36 @@ def _effective(settings: Settings, path: KeyPath, value: Any) -> Any:
         return settings.daemon.data_dir / "llm_cache"
     defaults = {field.name: field.default for field in fields(LLMConfig)}
     return None if name in {"model", "backend"} else defaults.get(name)
+
+
+def _of_backends(settings: Settings) -> Iterable[Explanation]:
+    """The named backends, with what they take from [llm], and the routes."""
+    llm = settings.llm
+    shared = texts_of(llm)
+    for name, table in llm.backends.items():
+        holds = values_of(table, shared)
+        for field_name, field in BackendSettings.model_fields.items():
+            path: KeyPath = ("llm", "backends", name, field_name)
+            value = getattr(table, field_name)
+            if value in (None, "") and field_name in holds:
+                value = holds[field_name]
+            elif value in (None, ""):
+                value = _effective(settings, ("llm", field_name), value)
+            shared_path = ("llm", field_name) if is_taken(field_name, table, llm.backend) else path
+            yield _explained(settings, path, value, field.description or "", shared_path)
+    if llm.backends:
+        yield from _of_routes(settings)
+
+
+def _of_routes(settings: Settings) -> Iterable[Explanation]:
+    routes, fields_of = settings.llm.routes, RouteSettings.model_fields
+    default = routes.default or tuple(settings.llm.backends)
+    chains: dict[tuple[str, ...], tuple[str, ...]] = {("default",): default}
+    chains |= {("agents", name): chain for name, chain in routes.agents.items()}
+    chains |= {("tasks", name): chain for name, chain in routes.tasks.items()}
+    for path, chain in chains.items():
+        description = fields_of[path[0]].description or ""
+        yield _explained(settings, ("llm", "routes", *path), chain, description)
 
 
 def _of_agents(settings: Settings, classes: Mapping[str, type[BaseAgent]]) -> Iterable[Explanation]:
@@ -147,8 +178,11 @@ def _default(field: FieldInfo) -> Any:
     return None if value is PydanticUndefined else value
 
 
-def _explained(settings: Settings, path: KeyPath, value: Any, description: str) -> Explanation:
-    said = tuple(_said(settings, path)) or tuple(_said(settings, _shared(path)))
+def _explained(
+    settings: Settings, path: KeyPath, value: Any, description: str, shared: KeyPath = ()
+) -> Explanation:
+    """A setting; `shared` is where the value may come from if nothing is said at `path` itself."""
+    said = tuple(_said(settings, path)) or tuple(_said(settings, shared or _shared(path)))
     origin = said[0][0] if said else "default"
     return Explanation(
         key=dotted(path),

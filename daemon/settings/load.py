@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -15,6 +15,7 @@ from agents.config import AgentConfig
 from agents.errors import AgentError, AgentNotFound, AgentSettingsError
 from agents.words import nearest, plain_words, shown
 from daemon.errors import SettingsError, SettingsProblem
+from daemon.settings.backends import backend_problems, backend_warnings, key_paths, resolved
 from daemon.settings.environment import SECTIONS, misspelt, read_environment
 from daemon.settings.model import DaemonSettings, LLMSettings, Settings
 from daemon.settings.places import default_data_dir, find_config
@@ -24,16 +25,10 @@ from daemon.settings.toml_lines import KeyPath
 if TYPE_CHECKING:
     from agents.registry import AgentRegistry
 
-_FOLDERS: tuple[tuple[str, str], ...] = (
-    ("daemon", "data_dir"),
-    ("daemon", "plugin_dir"),
-    ("daemon", "prompts_dir"),
-    ("llm", "cache_dir"),
-    ("llm", "model_dir"),
-    ("llm", "adapter_path"),
-    ("llm", "usage_file"),
-    ("llm", "api_key_file"),
-)
+_FOLDERS: Mapping[str, tuple[str, ...]] = {
+    "daemon": ("data_dir", "plugin_dir", "prompts_dir"),
+    "llm": ("cache_dir", "model_dir", "adapter_path", "usage_file", "api_key_file"),
+}
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 
 
@@ -63,7 +58,7 @@ def load_settings(
     base = file.parent if file else Path.cwd()
     merged = _merged(sources, base)
     _with_defaults(merged, environment)
-    values, faults = _checked(merged, sources)
+    values, faults = _checked(merged, sources, environment)
     problems += faults
     problems += _agent_problems(merged, sources, _registry(values) if check_agents else None)
     if problems:
@@ -75,14 +70,20 @@ def load_settings(
 def _merged(sources: Sources, base: Path) -> dict[str, Any]:
     """File and environment as one table; the file's relative paths start at its folder."""
     merged: dict[str, Any] = _copy(sources.table)
-    for section, key in _FOLDERS:
-        table = merged.get(section)
-        if isinstance(table, dict) and isinstance(table.get(key), str):
-            table[key] = str(base / Path(table[key]).expanduser())
+    for section, keys in _FOLDERS.items():
+        resolved(merged.get(section), base, keys)
+    for table in _backend_tables(merged):
+        resolved(table, base, _FOLDERS["llm"])
     for path, variable in sources.variables.items():
         _put(merged, path, variable.value)
     _keep_one_key(merged, sources)
     return merged
+
+
+def _backend_tables(merged: Mapping[str, Any]) -> list[Any]:
+    llm = merged.get("llm")
+    backends = llm.get("backends") if isinstance(llm, Mapping) else None
+    return list(backends.values()) if isinstance(backends, Mapping) else []
 
 
 def _copy(value: Any) -> Any:
@@ -117,7 +118,9 @@ def _with_defaults(merged: dict[str, Any], environ: Mapping[str, str]) -> None:
         table.setdefault("data_dir", str(default_data_dir(environ)))
 
 
-def _checked(merged: Mapping[str, Any], sources: Sources) -> tuple[dict[str, Any], list[SettingsProblem]]:
+def _checked(
+    merged: Mapping[str, Any], sources: Sources, environ: Mapping[str, str]
+) -> tuple[dict[str, Any], list[SettingsProblem]]:
     """The tables as their models, those that can work, and what is wrong with the others."""
     problems: list[SettingsProblem] = []
     values: dict[str, Any] = {}
@@ -129,7 +132,10 @@ def _checked(merged: Mapping[str, Any], sources: Sources) -> tuple[dict[str, Any
         else:
             way = nearest(name, (*SECTIONS, "agents"))
             problems.append(sources.problem((name,), f"unknown table; {way}"))
-    problems += _key_file_problems(values.get("llm"), sources)
+    llm = values.get("llm")
+    if isinstance(llm, LLMSettings):
+        problems += _key_file_problems(llm, sources)
+        problems += backend_problems(llm, sources, environ)
     return values, problems
 
 
@@ -161,15 +167,18 @@ def _problem(section: str, kind: type[BaseModel], fault: dict[str, Any], sources
     if fault["type"] == "extra_forbidden":
         known = _fields_at(kind, path[1:-1])
         return sources.problem(path, f"unknown setting; {nearest(str(path[-1]), known)}")
-    secret = path == ("llm", "api_key")
+    secret = section == "llm" and path[-1] == "api_key"
     return sources.problem(path, plain_words(fault, secret=secret))
 
 
 def _fields_at(kind: type[BaseModel], path: KeyPath) -> Iterable[str]:
-    for part in path:
+    parts = iter(path)
+    for part in parts:
         inner = kind.model_fields[str(part)].annotation
         choices = (inner, *get_args(inner))
         kind = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+        if get_origin(inner) is Mapping:
+            next(parts, None)  # a name that the owner gave
     return kind.model_fields
 
 
@@ -223,8 +232,8 @@ def _parts(key: str) -> KeyPath:
     return tuple(int(part) if part.isdecimal() else part for part in key.split(".") if part)
 
 
-def _key_file_problems(llm: Any, sources: Sources) -> list[SettingsProblem]:
-    file = llm.api_key_file if isinstance(llm, LLMSettings) else None
+def _key_file_problems(llm: LLMSettings, sources: Sources) -> list[SettingsProblem]:
+    file = llm.api_key_file
     if file is None or file.is_file():
         return []
     return [sources.problem(("llm", "api_key_file"), f"there is no file {file}")]
@@ -236,13 +245,18 @@ def _in_order(problems: list[SettingsProblem], file: Path | None) -> list[Settin
 
 
 def _warnings(settings: Settings, environ: Mapping[str, str]) -> list[SettingsProblem]:
-    return [*_open_key(settings), *_open_address(settings), *misspelt(environ)]
+    return [
+        *_open_key(settings),
+        *_open_address(settings),
+        *backend_warnings(settings, environ),
+        *misspelt(environ),
+    ]
 
 
 def _open_key(settings: Settings) -> list[SettingsProblem]:
-    path: KeyPath = ("llm", "api_key")
+    path = next((path for path in key_paths(settings.llm) if path in settings.sources.lines), None)
     file = settings.config_file
-    if file is None or path not in settings.sources.lines:
+    if file is None or path is None:
         return []
     mode = file.stat().st_mode & 0o777
     if not mode & 0o077:

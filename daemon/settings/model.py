@@ -29,6 +29,7 @@ from agents.schedule import FORMS, parse_duration
 from daemon.errors import SettingsError, SettingsProblem
 from daemon.settings.places import default_data_dir
 from daemon.settings.sources import Sources
+from daemon.settings.toml_lines import KeyPath
 from llm.config import AUTO, ENVIRONMENT, LLMConfig
 from llm.errors import ConfigurationError
 
@@ -79,7 +80,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
-class LLMSettings(Section):
+class ModelSettings(Section):
     """Which model to use and how it shall answer; what is left out keeps the default of `LLMConfig`."""
 
     backend: Text = Field(
@@ -182,6 +183,44 @@ class LLMSettings(Section):
             msg = "api_key and api_key_file are both set; keep one, better api_key_file"
             raise ValueError(msg)
         return self
+
+
+class BackendSettings(ModelSettings):
+    """One of several backends, [llm.backends.NAME]; what is left out is as [llm] says."""
+
+    backend: Text = Field(
+        "", description='"ollama", "llamacpp", "mlx", "remote" or "mock"; unset: what `llm.backend` says'
+    )
+    escalate: Text | None = Field(
+        None,
+        description="name of the larger backend that is asked as well when this one is unsure or does not "
+        "keep to the form; unset: none",
+    )
+
+
+class RouteSettings(Section):
+    """Which of the named backends are asked for what, in their order until one answers."""
+
+    default: tuple[Text, ...] = Field(
+        (), description="every call without a route of its own; unset: all backends, in their order"
+    )
+    agents: Mapping[str, tuple[Text, ...]] = Field(
+        default_factory=dict, description="the calls of an agent, by its name"
+    )
+    tasks: Mapping[str, tuple[Text, ...]] = Field(
+        default_factory=dict, description="the calls for a task, by its name; wins over the agent's route"
+    )
+
+
+class LLMSettings(ModelSettings):
+    """Which model to use, or which models, and how they shall answer."""
+
+    backends: Mapping[str, BackendSettings] = Field(
+        default_factory=dict, description="several backends by name, each with the keys of [llm]"
+    )
+    routes: RouteSettings = Field(
+        default_factory=RouteSettings, description="which of the named backends are asked for what"
+    )
 
 
 class DaemonSettings(Section):
@@ -332,27 +371,44 @@ class Settings(BaseModel):
             "LLM_MODEL_DIR": str(data / "models"),
             "LLM_USAGE_FILE": str(data / "llm_usage.sqlite3"),
         }
-        for name, variable in ENVIRONMENT.items():
-            value = getattr(self.llm, name)
-            if isinstance(value, SecretStr):
-                values[variable] = value.get_secret_value()
-            elif isinstance(value, bool):
-                values[variable] = "true" if value else "false"
-            elif value not in (None, ""):
-                values[variable] = str(value)
+        values.update({ENVIRONMENT[name]: text for name, text in texts_of(self.llm).items()})
         return values
 
     def _key_from_file(self, environ: Mapping[str, str]) -> dict[str, str]:
-        file, folder = self.llm.api_key_file, environ.get("CREDENTIALS_DIRECTORY", "")
-        if file is None:
-            credential = Path(folder) / CREDENTIAL
-            file = credential if folder and credential.is_file() else None
-        if file is None:
-            return {}
-        try:
-            key = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            message = f"{file} cannot be read: {reason}"
-            raise SettingsError([self.sources.problem(("llm", "api_key_file"), message)]) from error
+        file = self.llm.api_key_file or credential_file(environ)
+        key = None if file is None else read_key(file, ("llm", "api_key_file"), self.sources)
         return {"LLM_API_KEY": key} if key else {}
+
+
+def texts_of(table: ModelSettings) -> dict[str, str]:
+    """What a table says about a model, as texts by the name of the setting, without what it leaves out."""
+    texts: dict[str, str] = {}
+    for name in ENVIRONMENT:
+        value = getattr(table, name)
+        if isinstance(value, SecretStr):
+            texts[name] = value.get_secret_value()
+        elif isinstance(value, bool):
+            texts[name] = "true" if value else "false"
+        elif value not in (None, ""):
+            texts[name] = str(value)
+    return texts
+
+
+def credential_file(environ: Mapping[str, str]) -> Path | None:
+    """The key that systemd hands over, None if it does not."""
+    folder = environ.get("CREDENTIALS_DIRECTORY", "")
+    file = Path(folder) / CREDENTIAL
+    return file if folder and file.is_file() else None
+
+
+def read_key(file: Path, path: KeyPath, sources: Sources) -> str:
+    """The key in a file.
+
+    Raises:
+        SettingsError: it cannot be read; names the setting at `path`.
+    """
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise SettingsError([sources.problem(path, f"{file} cannot be read: {reason}")]) from error

@@ -21,6 +21,7 @@ from agents.registry import AgentRegistry
 from agents.schedule import FORMS
 from daemon.errors import ExitCode, SettingsError, SettingsProblem
 from daemon.settings import (
+    BackendSettings,
     DaemonSettings,
     LLMSettings,
     ProposalSettings,
@@ -100,7 +101,9 @@ class TestDefaults:
                 assert said[1] == str(defaults[name]).lower().removesuffix(".0"), name
 
     def test_the_llm_table_has_a_key_for_every_field_that_the_environment_has(self) -> None:
-        assert set(LLMSettings.model_fields) == {*ENVIRONMENT, "api_key_file"} == set(LLM_VARIABLES)
+        fields = set(LLMSettings.model_fields) - {"backends", "routes"}
+        assert fields == {*ENVIRONMENT, "api_key_file"} == set(LLM_VARIABLES)
+        assert set(BackendSettings.model_fields) == {*fields, "escalate"}
 
 
 class TestFile:
