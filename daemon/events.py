@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -44,6 +44,8 @@ class RunResult:
         model: the model that answered, None when no model was asked.
         error: what went wrong, None when nothing did.
         notes: short facts that the agent wants seen.
+        not_before: asking the model again is of no use until then, so that the agent is not run on schedule;
+            None when nobody asked to wait. Not recorded: after a restart the model is simply asked.
     """
 
     run_id: str
@@ -65,6 +67,7 @@ class RunResult:
     model: str | None = None
     error: str | None = None
     notes: tuple[str, ...] = ()
+    not_before: datetime | None = field(default=None, compare=False)
 
     @property
     def seconds(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from agents.config import AgentConfig
@@ -13,6 +13,12 @@ from agents.context import ModelCall
 from agents.proposal import Proposal
 from daemon.events import RunOutcome, RunResult
 from daemon.intake import MAX_KEY, fit_notes, one_line
+
+SHORTEST_HOLD = timedelta(minutes=1)
+"""A model that can be asked again this soon keeps no agent from its schedule."""
+
+LONGEST_HOLD = timedelta(days=7)
+"""No server's word keeps an agent from its schedule for longer."""
 
 _LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 
@@ -39,6 +45,7 @@ class RunUnderWay:
         notes: what the agent wants seen, filled in the same way.
         withdrawn: open proposals that make no sense any more, and why.
         returned: what `analyze` returned, whatever that is.
+        not_before: when the model may be asked again, None when nobody asked to wait.
     """
 
     run_id: str
@@ -51,6 +58,7 @@ class RunUnderWay:
     notes: list[str] = field(default_factory=list)
     withdrawn: dict[int, str] = field(default_factory=dict)
     returned: Any = ()
+    not_before: datetime | None = None
 
     @classmethod
     def of(cls, agent: str, trigger: str, now: datetime) -> Self:
@@ -65,6 +73,14 @@ class RunUnderWay:
     def end(self, outcome: RunOutcome, error: str) -> None:
         """It ended like that."""
         self.outcome, self.error = outcome, error
+
+    def hold(self, seconds: float | None, now: datetime) -> None:
+        """Asking the model again is of no use for so long; less than a minute keeps nobody from running."""
+        if seconds is None or seconds <= SHORTEST_HOLD.total_seconds():
+            return
+        self.not_before = now + timedelta(seconds=min(seconds, LONGEST_HOLD.total_seconds()))
+        when = self.not_before.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+        self.notes.append(f"not run on schedule before {when}: the model cannot be asked until then")
 
     def result(
         self,
@@ -107,6 +123,7 @@ class RunUnderWay:
             model=answered[-1].model if answered else None,
             error=self.error,
             notes=fit_notes([*_cap_note(over_cap, config), *self.notes]),
+            not_before=self.not_before,
         )
 
 

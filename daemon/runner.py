@@ -153,6 +153,8 @@ class Runner:
             await self._stop(task, run)
         elif (failure := task.result()) is not None:
             self._note_failure(run, failure)
+            if isinstance(failure, LLMError):
+                run.hold(failure.retry_after, self._now())
 
     async def _stop(self, task: asyncio.Task[Any], run: RunUnderWay) -> None:
         task.cancel()

@@ -28,7 +28,7 @@ from daemon.clock import ClockChange, ClockWatch, first_due, next_due, spread_of
 from daemon.crew import Crew
 from daemon.deadlines import AT_LEAST_EVERY, Deadlines, deadlines_of
 from daemon.errors import DaemonError
-from daemon.events import Event, EventBus, ProposalChanged, RunResult
+from daemon.events import Event, EventBus, ProposalChanged, RunFinished, RunOutcome, RunResult
 from daemon.totals import Totals, iso
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class AgentScheduler:
         self._totals = Totals()
         self.events.subscribe(self._totals.take_note)
         self.events.subscribe(self._bring_deadlines_forward)
+        self.events.subscribe(self._mind_the_model)
         self._stack: AsyncExitStack | None = None
         self._runtime: Runtime | None = None
         self._selection: Selection | None = None
@@ -295,10 +296,23 @@ class AgentScheduler:
             for moment in deadlines_of(event.proposal):
                 self._timer.bring_deadline_forward(moment)
 
+    def _mind_the_model(self, event: Event) -> None:
+        """Leave an agent alone until its model may be asked again; a run that succeeds takes it up again."""
+        if not isinstance(event, RunFinished) or self._timer is None or self._held:
+            return
+        result = event.result
+        if result.not_before is not None:
+            self._timer.hold(result.agent, result.not_before)
+            held = {"agent": result.agent, "until": iso(result.not_before)}
+            _log.warning("an agent is not run on schedule for a while: its model asks to wait", extra=held)
+        elif result.outcome is RunOutcome.SUCCEEDED:
+            self._timer.release(result.agent)
+
     def _agent_stats(self, name: str) -> dict[str, Any]:
         return {
             "running": name in self._crew.names(),
             "next_run": iso(None if self._timer is None else self._timer.next_run(name)),
+            "held_until": iso(None if self._timer is None else self._timer.held_until(name)),
             "last_run": self._totals.last_as_json(name),
             "problem": self._problems.get(name),
         }
@@ -378,6 +392,8 @@ class _Timer:
         self.ticked_at = time.monotonic()
         self._clock = clock
         self._spreads: dict[str, timedelta] = {}
+        self._every: dict[str, timedelta] = {}
+        self._holds: dict[str, datetime] = {}
         self._overlapping: set[str] = set()
         self._watch: asyncio.Task[None] | None = None
         self._closing = False
@@ -400,7 +416,7 @@ class _Timer:
         spread: timedelta,
     ) -> None:
         """Call `call` at `first` and every `every` after it; `spread` delays it after a sleep."""
-        self._spreads[name] = spread
+        self._spreads[name], self._every[name] = spread, every
         self._aps.add_job(self._fire, IntervalTrigger(every, first), args=(name, call), id=name, name=name)
 
     def add_deadline(self, call: Call, first: datetime) -> None:
@@ -426,6 +442,26 @@ class _Timer:
         due = self.next_run(_DEADLINES)
         if due is None or moment < due:
             self.move_deadline(moment)
+
+    def hold(self, name: str, until: datetime) -> None:
+        """Do not call that job before `until`."""
+        due = self.next_run(name)
+        if due is not None and due < until:
+            self._holds[name] = until
+            self._aps.modify_job(name, next_run_time=until)
+
+    def release(self, name: str) -> None:
+        """End a hold: the job is due one interval from now."""
+        if self._holds.pop(name, None) is not None:
+            now = datetime.now(UTC)
+            due = self.next_run(name)
+            if due is not None and due > now + self._every[name]:
+                self._aps.modify_job(name, next_run_time=now + self._every[name])
+
+    def held_until(self, name: str) -> datetime | None:
+        """Until when that job is held, None when it is not."""
+        until = self._holds.get(name)
+        return until if until is not None and until > datetime.now(UTC) else None
 
     def next_run(self, name: str) -> datetime | None:
         """When that job is due next."""

@@ -166,8 +166,8 @@ def test_one_key_never_goes_to_two_services(write: Write, tmp_path: Path) -> Non
     )
     assert problems(write(text), LLM_API_KEY=KEY) == [
         (
-            "askfirst.toml:7: llm.backends.c: the key of [llm] goes to one.example already; give this backend an "
-            "api_key_file of its own"
+            "askfirst.toml:7: llm.backends.c: the key of [llm] goes to one.example already; "
+            "give this backend an api_key_file of its own"
         )
     ]
     assert load_settings(write(text), {})

@@ -25,7 +25,7 @@ from daemon.errors import StoreError
 from daemon.events import Event, EventBus, ProposalChanged, RunFinished, RunOutcome
 from daemon.outcome import new_run_id
 from daemon.runtime import Runtime, open_runtime
-from llm import Caller, LLMConfig
+from llm import Caller, LLMConfig, RateLimited
 from llm.caller import current_caller
 from llm.testing import Recorder
 from tests.support.stores import START, Clock, line, model_call, settings_for, until
@@ -162,6 +162,34 @@ async def test_a_model_call_knows_which_agent_and_which_run_it_is_made_for(open_
     wanted = Caller(agent="quick", run_id=result.run_id, task="choice")
     assert {event.caller for event in recorder.events} == {wanted}
     assert current_caller() == Caller()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "held"),
+    [
+        (3600.0, timedelta(hours=1)),
+        (60.0, None),  # the next run is later than that anyway
+        (None, None),
+        (1e300, timedelta(days=7)),  # nobody's word keeps an agent still for ever
+    ],
+)
+async def test_a_model_that_asks_to_wait_ends_the_run_with_the_moment_and_a_note(
+    open_: Open, seconds: float | None, held: timedelta | None
+) -> None:
+    runtime, _ = await open_(now=lambda: START)
+
+    async def ask(agent: BaseAgent) -> list[Proposal]:
+        msg = "too many requests"
+        raise RateLimited(msg, retry_after=seconds)
+
+    Quick.look = staticmethod(ask)
+    result = await runtime.runner.run("quick")
+    assert (result.outcome, result.error) == (RunOutcome.FAILED, "too many requests")
+    assert result.not_before == (None if held is None else START + held)
+    notes = [note for note in result.notes if note.startswith("not run on schedule before")]
+    assert len(notes) == (held is not None)
+    kept = await runtime.runs.get(result.run_id)
+    assert kept.notes == result.notes
 
 
 async def test_cached_and_failed_calls_count_as_calls_but_not_as_tokens(open_: Open) -> None:

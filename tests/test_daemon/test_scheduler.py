@@ -24,7 +24,7 @@ from daemon.events import ProposalChanged, RunFinished, RunOutcome
 from daemon.runtime import DATABASE, open_runtime
 from daemon.scheduler import IntervalTrigger, _Timer
 from daemon.settings import DaemonSettings, Settings
-from llm import LLMConfig
+from llm import LLMConfig, RateLimited
 from tests.support.waiting import seen
 
 NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -250,6 +250,43 @@ async def test_a_started_scheduler_runs_agents_when_they_are_due(settings: Setti
     assert datetime.fromisoformat(agent["next_run"]) > starts[2]
     assert scheduler.get_stats()["running"] is False
     assert scheduler.runtime is None
+
+
+async def test_an_agent_whose_model_asks_to_wait_is_left_alone_until_a_run_by_hand_succeeds(
+    settings: Settings,
+) -> None:
+    class ThrottledAgent(BaseAgent):
+        """Its model asks to wait until the test says otherwise."""
+
+        every = "1s"
+        waits: ClassVar[list[float]] = [86400.0]
+        runs: ClassVar[int] = 0
+
+        async def analyze(self) -> list[Proposal]:
+            type(self).runs += 1
+            if self.waits:
+                msg = "too many requests"
+                raise RateLimited(msg, retry_after=self.waits[0])
+            return []
+
+    def due() -> timedelta:
+        moment = scheduler.get_stats()["agents"]["throttled"]["next_run"]
+        return datetime.fromisoformat(moment) - datetime.now(UTC)
+
+    scheduler = scheduler_of(settings, ThrottledAgent, CountingAgent)
+    async with scheduler:
+        await seen(lambda: due() > timedelta(hours=23))
+        runs = len(CountingAgent.runs)
+        await seen(lambda: len(CountingAgent.runs) >= runs + 2)  # the others go on
+        assert ThrottledAgent.runs == 1
+        held = scheduler.get_stats()["agents"]["throttled"]["held_until"]
+        assert datetime.fromisoformat(held) > datetime.now(UTC) + timedelta(hours=23)
+        ThrottledAgent.waits.clear()
+        (result,) = await scheduler.run_once("throttled")
+        assert result.outcome is RunOutcome.SUCCEEDED
+        assert due() <= timedelta(seconds=1)
+        assert scheduler.get_stats()["agents"]["throttled"]["held_until"] is None
+        await seen(lambda: ThrottledAgent.runs >= 3)
 
 
 async def test_an_agent_that_fails_is_run_again_and_disturbs_no_other(settings: Settings) -> None:
