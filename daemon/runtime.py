@@ -18,9 +18,9 @@ from daemon.events import EventBus
 from daemon.maker import AgentMaker
 from daemon.proposals import ProposalDesk
 from daemon.runner import Runner
-from daemon.selection import choose_model, open_client
+from daemon.selection import as_asked, choose_model, open_client
 from daemon.settings import Settings
-from llm import LLMClient, LLMConfig, Selection
+from llm import LLMClient, LLMConfig, Routes, Selection
 
 if TYPE_CHECKING:
     from daemon.store.engine import Database
@@ -67,7 +67,7 @@ class Runtime:
 async def open_runtime(
     settings: Settings,
     *,
-    llm_config: LLMConfig | None = None,
+    llm_config: LLMConfig | Routes | None = None,
     agents: Sequence[str | type[BaseAgent]] | None = None,
     with_llm: bool = True,
     events: EventBus | None = None,
@@ -80,7 +80,7 @@ async def open_runtime(
 
     Args:
         settings: the configuration.
-        llm_config: the model to use; None chooses one by the settings and by what is there.
+        llm_config: the model to use, or several; None chooses by the settings and by what is there.
         agents: names or classes of the agents to run; None means those that the settings enable.
         with_llm: False for commands that run no agent: no model is looked for, and the database is not
             looked through for damage.
@@ -138,10 +138,9 @@ def _names(
     return tuple(dict.fromkeys(agent if isinstance(agent, str) else agent.name for agent in agents))
 
 
-async def _select(settings: Settings, llm_config: LLMConfig | None, *, with_llm: bool) -> Selection:
+async def _select(settings: Settings, llm_config: LLMConfig | Routes | None, *, with_llm: bool) -> Selection:
     if not with_llm:
         return Selection(config=None, reason="This command needs no model.")
     if llm_config is not None:
-        reason = f"{llm_config.backend} with the model {llm_config.model}, as the caller asked."
-        return Selection(config=llm_config, reason=reason)
+        return as_asked(llm_config)
     return await choose_model(settings)

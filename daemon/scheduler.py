@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from agents.base import BaseAgent
     from daemon.runtime import Runtime
     from daemon.settings import Settings
-    from llm import LLMConfig, Selection
+    from llm import LLMConfig, Routes, Selection
     from llm.events import Observer
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class AgentScheduler:
     """Runs agents: once, or on their schedules from `start` until `stop`.
 
     Args:
-        llm_config: how to reach the model; None lets the settings and the environment choose.
+        llm_config: how to reach the model, or several; None lets the settings and the environment choose.
         agents: names or classes of the agents to run; None means those that the settings enable.
         settings: the configuration; None reads it from the usual places.
         events: where runs and changes of proposals are told.
@@ -66,7 +66,7 @@ class AgentScheduler:
 
     def __init__(
         self,
-        llm_config: LLMConfig | None = None,
+        llm_config: LLMConfig | Routes | None = None,
         agents: Sequence[str | type[BaseAgent]] | None = None,
         settings: Settings | None = None,
         *,

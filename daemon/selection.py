@@ -9,11 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from daemon.settings import Settings, routes_of
-from llm import LLMClient, Selection, get_llm_client, select_backend
+from llm import LLMClient, LLMConfig, Routes, Selection, get_llm_client, select_backend
 
 if TYPE_CHECKING:
     from llm.events import Observer
-    from llm.routes import Routes
 
 
 async def choose_model(settings: Settings, environ: Mapping[str, str] | None = None) -> Selection:
@@ -42,10 +41,28 @@ async def choose_model(settings: Settings, environ: Mapping[str, str] | None = N
     )
 
 
+def as_asked(config: LLMConfig | Routes) -> Selection:
+    """What the program's caller chose itself."""
+    if isinstance(config, Routes):
+        return Selection(
+            config=config.backends[config.default[0]],
+            routes=config,
+            reason=f"The caller names the backends {_names(config)}.",
+        )
+    reason = f"{config.backend} with the model {config.model}, as the caller asked."
+    return Selection(config=config, reason=reason)
+
+
+def _names(routes: Routes) -> str:
+    return ", ".join(f"{name} ({each.backend}, {each.model})" for name, each in routes.backends.items())
+
+
 def _reason(routes: Routes) -> str:
-    names = ", ".join(f"{n} ({c.backend}, {c.model})" for n, c in routes.backends.items())
     order = ", then ".join(routes.default)
-    return f"The configuration names the backends {names}. Asked is {order}, unless a route says otherwise."
+    return (
+        f"The configuration names the backends {_names(routes)}. "
+        f"Asked is {order}, unless a route says otherwise."
+    )
 
 
 def open_client(selection: Selection, *, observers: Sequence[Observer] = ()) -> LLMClient | None:

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from llm.factory import get_llm_client
     from llm.fence import clean, fenced
     from llm.registry import register_backend
+    from llm.routes import Routes
     from llm.streams import LLMStream
     from llm.templates import Prompt, PromptTemplate, Templates
     from llm.types import (
@@ -93,6 +94,7 @@ _HOMES = {
     "PromptTemplate": "llm.templates",
     "RateLimited": "llm.errors",
     "RemoteBackend": "llm.backends.remote",
+    "Routes": "llm.routes",
     "SchemaMismatch": "llm.errors",
     "Selection": "llm.autoselect",
     "ServerError": "llm.errors",
@@ -144,6 +146,7 @@ __all__ = [
     "PromptTemplate",
     "RateLimited",
     "RemoteBackend",
+    "Routes",
     "SchemaMismatch",
     "Selection",
     "ServerError",

@@ -76,8 +76,9 @@ class LLMClient(ABC):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "health_check" in cls.__dict__:  # so that a backend has nothing to do for it
-            cls.health_check = _telling(cls.health_check)  # type: ignore[method-assign, assignment]
+        if "health_check" in cls.__dict__:  # here, so that a backend has nothing to do for it
+            check = _telling(cls.health_check)
+            cls.health_check = check  # type: ignore[method-assign, assignment]  # replaced on purpose
 
     def __init__(
         self,

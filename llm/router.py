@@ -270,7 +270,13 @@ class RoutedClient(LLMClient):
 
     # Vectors.
 
-    async def embed(self, texts: Sequence[str], **options: Any) -> Embeddings:
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        timeout: float | None = None,  # noqa: ASYNC109 - the total deadline is part of the contract
+        task: str = "",
+    ) -> Embeddings:
         """Turn texts into vectors; the arguments are those of `LLMClient.embed`.
 
         The first backend of the chain that makes embeddings at all. Another one stands in for it only if it
@@ -280,11 +286,10 @@ class RoutedClient(LLMClient):
             NotSupported: none of them makes embeddings.
             LLMError: see `llm.errors`.
         """
-        if options.get("timeout") is None:
-            caller = current_caller(options.get("task", ""))
-            timeouts = [self.targets[name].config.timeout for name in self.routes.chain(caller)]
-            options["timeout"] = max(timeouts)
-        return await super().embed(texts, **options)
+        if timeout is None:
+            chain = self.routes.chain(current_caller(task))
+            timeout = max(self.targets[name].config.timeout for name in chain)
+        return await super().embed(texts, timeout=timeout, task=task)
 
     async def send_embed(self, request: EmbedRequest) -> Embeddings:
         """Ask the first backend that can; see `embed`."""

@@ -124,6 +124,12 @@ class Limit(Middleware):
 
     async def complete(self, request: LLMRequest, call_next: Handler) -> LLMResponse:
         """Pass on when it is this call's turn."""
+        if self._requests is None and self._tokens is None and self._places is not None:
+            await self._places.take()  # the usual case, without what only the others need
+            try:
+                return await call_next(request)
+            finally:
+                self._places.give_back()
         prompt, estimate = self._estimates(request)
         await self._begin(estimate)
         with self._under_way(prompt, estimate) as used:

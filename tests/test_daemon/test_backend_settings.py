@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from agents.base import BaseAgent
+from agents.proposal import Proposal
 from daemon.errors import SettingsError
+from daemon.runtime import open_runtime
 from daemon.selection import choose_model, health_of, open_client
-from daemon.settings import all_keys, load_settings, routes_of
+from daemon.settings import DaemonSettings, Settings, all_keys, load_settings, routes_of
 from daemon.settings.explain import explain, schema
 from llm import LLMConfig, get_llm_client
 from llm.router import RoutedClient
@@ -364,6 +368,38 @@ async def test_the_choice_says_that_the_environment_s_backend_is_used_alone(writ
     assert selection.config.backend == "mock"
     assert selection.reason.startswith("LLM_BACKEND says mock, so it is used")
     assert selection.reason.endswith("The backends of the configuration (small, big) are not used.")
+
+
+async def test_a_program_may_bring_routes_of_its_own(tmp_path: Path) -> None:
+    mock = LLMConfig(backend="mock", enable_cache=False)
+    settings = Settings(daemon=DaemonSettings(data_dir=tmp_path))
+    async with open_runtime(settings, llm_config=Routes(backends={"a": mock, "b": mock})) as runtime:
+        assert isinstance(runtime.llm, RoutedClient)
+        assert runtime.selection.reason == "The caller names the backends a (mock, mock), b (mock, mock)."
+    assert runtime.llm.is_closed
+
+
+async def test_the_daemon_runs_its_agents_over_the_routes_of_the_configuration(
+    write: Write, tmp_path: Path
+) -> None:
+    class TitleAgent(BaseAgent):
+        """Asks for a title, and for something else."""
+
+        async def analyze(self) -> list[Proposal]:
+            answers = [await self.use_llm("A title?", task="title"), await self.use_llm("And?")]
+            self.context.notes.append(" ".join(answer.backend for answer in answers))
+            return []
+
+    text = (
+        f'[daemon]\ndata_dir = "{tmp_path}/data"\n'
+        '[llm.backends.one]\nbackend = "mock"\n[llm.backends.two]\nbackend = "mock"\n'
+        '[llm.routes]\ntasks = { title = ["two"] }\n'
+    )
+    settings = await asyncio.to_thread(load_settings, write(text), {})
+    async with open_runtime(settings, agents=[TitleAgent]) as runtime:
+        result = await runtime.runner.run("title")
+    assert result.notes == ("two one",)
+    assert result.backend == "one"
 
 
 async def test_the_health_of_each_backend_is_known_by_its_name() -> None:
