@@ -61,7 +61,7 @@ def get_llm_client(
         return _client(config, observers)
     from llm.router import routed  # noqa: PLC0415 - most programs have one backend
 
-    return routed(config, _client, observers)
+    return routed(config, lambda _, each: _client(each, observers), observers)
 
 
 def _client(config: LLMConfig, observers: Sequence[Observer]) -> LLMClient:

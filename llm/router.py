@@ -59,13 +59,15 @@ USUAL_SHARE = 0.5
 LARGEST_SHARE = 0.75
 """The same for a backend whose own timeout is shorter than that of another one in its chain."""
 
-MARGIN = 0.05
+MARGIN = 0.25
 """Seconds by which the last backend's deadline comes before the call's, so that the lateness is its own."""
 
 _CONTEXT = re.compile(r"context|(?:prompt|input) is too long|too many (?:input )?tokens", re.IGNORECASE)
 _FINAL = (CallCancelled, SchemaMismatch, ToolLoopExceeded)
 
-Make = Callable[[LLMConfig, Sequence[Observer]], LLMClient]
+Make = Callable[[str, LLMConfig], LLMClient]
+"""Makes the client of a named backend."""
+
 Why = Literal["unsure", "invalid"]
 
 
@@ -196,7 +198,7 @@ class RoutedClient(LLMClient):
             return own
         if last:
             asked = isinstance(request, RoutedRequest) and request.options.get("timeout") is not None
-            most = left - min(MARGIN, left * MARGIN)
+            most = left - min(MARGIN, left / 10)
             return most if asked else min(own, most)
         shorter = own < max(other.config.timeout for other in self._chain(request))
         return min(own, left * (LARGEST_SHARE if shorter else USUAL_SHARE))
@@ -374,7 +376,7 @@ def routed(routes: Routes, make: Make, observers: Sequence[Observer]) -> RoutedC
     clients: dict[str, LLMClient] = {}
     for name, config in routes.backends.items():
         try:
-            clients[name] = make(config, observers)
+            clients[name] = make(name, config)
         except ConfigurationError as error:
             msg = f"the backend {name!r} cannot work: {error}"
             raise ConfigurationError(msg) from error

@@ -40,6 +40,7 @@ class Routes:
         tasks: chains of tasks; the task's wins over the agent's.
         escalate: the larger backend that is asked as well when a structured answer of this one is unsure, or
             does not fit its schema.
+        budget: what all of them together may spend, beside the budget of each one; see `LLMConfig.budget`.
 
     Raises:
         ConfigurationError: they cannot work; every problem is named at once.
@@ -50,6 +51,7 @@ class Routes:
     agents: Mapping[str, Chain] = field(default_factory=dict)
     tasks: Mapping[str, Chain] = field(default_factory=dict)
     escalate: Mapping[str, str] = field(default_factory=dict)
+    budget: str | None = None
 
     def __post_init__(self) -> None:
         if not self.default:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from agents.registry import AgentRegistry
     from daemon.settings import Settings
-    from llm import LLMConfig, LLMResponse
+    from llm import LLMResponse, Selection
 
 _STYLES: dict[str, Style] = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -185,39 +185,59 @@ async def _newest_run(path: Path) -> datetime | None:
 
 def _model(settings: Settings) -> Iterator[Check]:
     """The model that would be used can be reached and answers in the form that it is asked for."""
-    from llm import LLMError, select_backend  # noqa: PLC0415 - beside what it is needed for
+    from daemon.selection import choose_model  # noqa: PLC0415 - beside what it is needed for
+    from llm import LLMError  # noqa: PLC0415
 
     try:
-        selection = run(select_backend(settings.llm_environ()))
+        selection = run(choose_model(settings))
+        health = run(_health(selection))
     except (LLMError, DaemonError) as error:
         yield Check(name="model", state="fail", message=str(error))
         return
     if selection.config is None:
         way = "that works; for a model: " + " ".join(selection.considered)
         yield Check(name="model", state="ok", message=selection.reason, way_out=way)
-    elif not run(_healthy(selection.config)):
+        return
+    if len(health) > 1:
+        yield from _backends(health)
+    if not any(health.values()):
         way = "start it, or choose another one with LLM_BACKEND; LLM_BACKEND=auto takes what is there"
         message = f"{selection.reason} It cannot be reached"
         yield Check(name="model", state="fail", message=message, way_out=way)
     else:
         yield Check(name="model", state="ok", message=selection.reason)
-        yield _question(selection.config)
+        yield _question(selection)
 
 
-async def _healthy(config: LLMConfig) -> bool:
-    from llm import get_llm_client  # noqa: PLC0415 - beside what it is needed for
+async def _health(selection: Selection) -> dict[str, bool]:
+    """Whether each backend answers, by its name; empty for rules only."""
+    from daemon.selection import health_of, open_client  # noqa: PLC0415 - beside what it is needed for
 
-    async with get_llm_client(config) as client:
-        return await client.health_check()
+    client = open_client(selection)
+    if client is None:
+        return {}
+    async with client:
+        return await health_of(client)
 
 
-def _question(config: LLMConfig) -> Check:
+def _backends(health: Mapping[str, bool]) -> Iterator[Check]:
+    """Each of several backends; while one of them answers, the others are only missed."""
+    state: Literal["warn", "fail"] = "warn" if any(health.values()) else "fail"
+    for name, healthy in health.items():
+        if healthy:
+            yield Check(name=f"backend {name}", state="ok", message="it answers and has its model")
+        else:
+            way = f"start it, or look at [llm.backends.{name}]: askfirst config explain llm.backends.{name}"
+            yield Check(name=f"backend {name}", state=state, message="it cannot be reached", way_out=way)
+
+
+def _question(selection: Selection) -> Check:
     """The model answers a structured question."""
     from llm import LLMError  # noqa: PLC0415 - beside what it is needed for
 
     name, began = "structured answers", time.monotonic()
     try:
-        response = run(_answer(config))
+        response = run(_answer(selection))
     except LLMError as error:
         way = "agents go on by their rules; a larger model or a higher LLM_TIMEOUT may help"
         return Check(name=name, state="fail", message=str(error), way_out=way)
@@ -225,11 +245,11 @@ def _question(config: LLMConfig) -> Check:
     return Check(name=name, state="ok", message=f"{response.model} gave one in {seconds:.1f} s")
 
 
-async def _answer(config: LLMConfig) -> LLMResponse:
+async def _answer(selection: Selection) -> LLMResponse:
     """Asked anew: the cache must not answer for the model."""
     from llm import LLMMessage, get_llm_client  # noqa: PLC0415 - beside what it is needed for
     from llm.structured import ask  # noqa: PLC0415 - beside what it is needed for
 
-    async with get_llm_client(config) as client:
+    async with get_llm_client(selection.routes or selection.config) as client:
         question = [LLMMessage("user", _QUESTION)]
         return await ask(client, question, _SCHEMA, cache=False, temperature=0.0, max_tokens=60)

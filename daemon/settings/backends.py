@@ -28,6 +28,9 @@ NOT_SHARED = frozenset(
 )
 """What one kind of backend has and another one cannot use: taken from [llm] only by backends of its kind."""
 
+TOGETHER = frozenset({"budget"})
+"""What [llm] says about all of its backends together; one of them has its own beside it."""
+
 _KINDS = '"ollama", "llamacpp", "mlx", "remote" or "mock"'
 
 
@@ -57,6 +60,7 @@ def routes_of(settings: Settings, environ: Mapping[str, str] | None = None) -> R
         agents=routes.agents,
         tasks=routes.tasks,
         escalate=_escalations(settings.llm),
+        budget=shared.get("budget"),
     )
 
 
@@ -83,7 +87,7 @@ def is_taken(name: str, table: BackendSettings, shared: str) -> bool:
     if name == "api_key":
         own = table.api_key is not None or table.api_key_file is not None
         return not own and (kind == "remote" or _same(kind, shared))
-    return name not in NOT_SHARED or _same(kind, shared)
+    return name not in TOGETHER and (name not in NOT_SHARED or _same(kind, shared))
 
 
 def _same(kind: str, shared: str) -> bool:

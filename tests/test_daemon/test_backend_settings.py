@@ -137,6 +137,18 @@ def test_the_environment_wins_over_the_llm_table_and_a_backend_s_own_value_over_
     assert [config.max_tokens for config in found.backends.values()] == [99, 99]
 
 
+def test_the_budget_of_the_llm_table_is_for_all_backends_together(write: Write) -> None:
+    found = routes(
+        write(
+            '[llm]\nbudget = "5 usd/month"\n'
+            '[llm.backends.near]\nbackend = "ollama"\n'
+            '[llm.backends.far]\nbackend = "remote"\nbudget = "2 usd/month"\n'
+        )
+    )
+    assert found.budget == "5 usd/month"
+    assert [config.budget for config in found.backends.values()] == [None, "2 usd/month"]
+
+
 def test_relative_paths_of_a_backend_start_at_the_file_s_folder(write: Write, tmp_path: Path) -> None:
     found = routes(write('[llm.backends.a]\nbackend = "mlx"\nadapter_path = "adapters/mine"\n'))
     assert found.backends["a"].adapter_path == str(tmp_path / "adapters" / "mine")

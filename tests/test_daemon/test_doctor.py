@@ -203,3 +203,23 @@ async def test_a_model_that_answers_as_asked_is_ok(garden: Program) -> None:
         )
     assert (states(done)["model"], states(done)["structured answers"]) == ("ok", "ok"), done
     assert "Ollama answers" in message(done, "model")
+
+
+async def test_each_of_several_backends_is_looked_at_and_one_that_answers_is_enough(garden: Program) -> None:
+    file = garden.folder / "config" / "askfirst.toml"
+    before = await asyncio.to_thread(file.read_text)
+    async with FakeOllama() as ollama:
+        backends = (
+            f'[llm.backends.near]\nbackend = "ollama"\napi_base = "{ollama.url}"\n'
+            '[llm.backends.far]\nbackend = "ollama"\napi_base = "http://127.0.0.1:1"\nretries = 0\n'
+        )
+        await asyncio.to_thread(file.write_text, f"{before}\n{backends}")
+        done = await asyncio.to_thread(garden.run, "doctor", "--json", LLM_BACKEND="")
+    assert done.code == 0, done
+    found = {name: state for name, state in states(done).items() if "backend" in name or "model" in name}
+    assert found == {"backend near": "ok", "backend far": "warn", "model": "ok"}
+    assert "askfirst config explain llm.backends.far" in message(done, "backend far")
+    assert "near (ollama, qwen2.5:1.5b)" in message(done, "model")
+    assert states(done)["structured answers"] == "ok"
+    done = await asyncio.to_thread(garden.run, "doctor", "--json", LLM_BACKEND="")
+    assert (done.code, states(done)["model"], states(done)["backend near"]) == (1, "fail", "fail")

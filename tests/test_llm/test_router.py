@@ -246,17 +246,17 @@ async def test_when_none_answers_the_error_says_when_the_first_of_them_may_be_ba
 
 
 async def test_a_backend_that_hangs_leaves_time_for_the_next() -> None:
-    two = Two([for_ever], ["Leeks"], small_values={"timeout": 0.4}, big_values={"timeout": 0.4})
+    two = Two([for_ever], ["Leeks"], small_values={"timeout": 1.0}, big_values={"timeout": 1.0})
     async with two.client as client:
         began = time.monotonic()
         assert (await client.generate("?")).backend == "big"
-        assert time.monotonic() - began < 0.4
+        assert time.monotonic() - began < 1.0
     (failed,) = two.told(CallFailed)
     assert (failed.backend, failed.code) == ("small", "timeout")
 
 
 async def test_when_all_hang_the_call_ends_with_its_deadline_and_each_is_told_of_its_lateness() -> None:
-    two = Two([for_ever], [for_ever], small_values={"timeout": 0.2}, big_values={"timeout": 0.2})
+    two = Two([for_ever], [for_ever], small_values={"timeout": 1.0}, big_values={"timeout": 1.0})
     async with two.client as client:
         with pytest.raises(DeadlineExceeded):
             await client.generate("?")
@@ -274,7 +274,7 @@ async def test_the_time_is_shared() -> None:
         first_big = two.client._seconds(two.big, request, last=False)
         deadline.reset(token)
     assert small == 20.0  # its own timeout, which is shorter than the call's
-    assert big == pytest.approx(59.95, abs=0.02)
+    assert big == pytest.approx(59.75, abs=0.02)
     assert first_big == pytest.approx(30.0, abs=0.02)
     await two.client.aclose()
 
@@ -311,7 +311,7 @@ async def test_a_stream_that_breaks_after_its_first_piece_is_broken() -> None:
 
 
 async def test_a_stream_that_does_not_begin_leaves_time_for_the_next() -> None:
-    two = Two([for_ever], ["Leeks"], small_values={"timeout": 0.4}, big_values={"timeout": 0.4})
+    two = Two([for_ever], ["Leeks"], small_values={"timeout": 1.0}, big_values={"timeout": 1.0})
     async with two.client as client:
         assert (await client.stream("?").collect()).backend == "big"
     (failed,) = two.told(CallFailed)
@@ -328,7 +328,7 @@ async def test_a_stream_that_has_begun_may_take_the_whole_time() -> None:
 
 
 async def test_a_stream_whose_backends_all_hang_ends_with_its_deadline() -> None:
-    two = Two([for_ever], [for_ever], small_values={"timeout": 0.2}, big_values={"timeout": 0.2})
+    two = Two([for_ever], [for_ever], small_values={"timeout": 1.0}, big_values={"timeout": 1.0})
     async with two.client as client:
         with pytest.raises(DeadlineExceeded):
             await client.stream("?").collect()
@@ -398,7 +398,7 @@ async def test_a_reply_that_was_mended_counts() -> None:
     "big", [[ServerError("down")], ["maybe", "perhaps"], [for_ever]], ids=["down", "invalid", "hangs"]
 )
 async def test_when_the_large_one_fails_the_small_one_s_unsure_stands(big: list[Any]) -> None:
-    values = {"timeout": 0.3}
+    values = {"timeout": 1.0}
     two = Two([UNSURE], big, small_values=values, big_values=values, **ESCALATE)
     async with two.client as client:
         response = await client.generate("?", schema=SCHEMA)
