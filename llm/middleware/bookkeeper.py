@@ -1,0 +1,170 @@
+"""The bookkeeper: turns what happened to calls into records of the ledger, and keeps the budgets' totals.
+
+Clients of one program that share a usage file share its bookkeeper, so that a budget in total is one total.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+from llm.budgets import Budget
+from llm.energy import EnergyMeter
+from llm.events import CacheHit, CallEvent, CallFailed, CallFinished, CallStarted, Observer
+from llm.middleware.accountant import Accountant
+from llm.middleware.base import Middleware
+from llm.middleware.budget import BudgetGate
+from llm.pricing import PriceList
+from llm.stores.ledger import UsageLedger
+from llm.stores.usage_tables import CallRecord
+
+# Failures of calls that no model has worked on.
+_FREE = frozenset(
+    {
+        *("configuration", "no_model", "template", "connection", "breaker_open", "authentication"),
+        *("rate_limit", "budget", "bad_request", "model_not_found", "not_supported"),
+    }
+)
+
+_shared: dict[str, tuple[Bookkeeper, int]] = {}
+_sharing = threading.Lock()
+
+
+class Bookkeeper:
+    """Ledger, accounts and meter of one usage file.
+
+    Args:
+        usage_file: the ledger's file, None to keep totals in memory only.
+
+    Attributes:
+        ledger: the ledger, None without a file.
+        accountant: keeps the budgets' totals.
+    """
+
+    def __init__(self, usage_file: str | None) -> None:
+        self._key = usage_file
+        self.ledger = None if usage_file is None else UsageLedger(usage_file)
+        self.accountant = Accountant(self.ledger)
+        self._meter: EnergyMeter | None = None
+
+    @classmethod
+    def of(cls, usage_file: str | None) -> Bookkeeper:
+        """The one of this file, shared in the whole program; each `of` needs its `aclose`."""
+        if usage_file is None:
+            return cls(None)
+        path = os.path.realpath(os.path.expanduser(usage_file))  # noqa: PTH111 - Path.expanduser raises where there is no home
+        with _sharing:
+            keeper, users = _shared.get(path, (None, 0))
+            keeper = cls(path) if keeper is None else keeper
+            _shared[path] = keeper, users + 1
+        return keeper
+
+    def observer(self, prices: PriceList, *, here: bool) -> Observer:
+        """What a client tells its events to.
+
+        Args:
+            prices: what its models cost.
+            here: whether its models work on this machine, whose energy is then measured if that is possible.
+        """
+        if here and self._meter is None:
+            self._meter = EnergyMeter()
+        meter = self._meter if here and self._meter is not None and self._meter.works else None
+        return _Observer(self, prices, meter)
+
+    def gate(self, budgets: Sequence[Budget], prices: PriceList, *, timeout: float) -> list[Middleware]:
+        """What stands before a client's backend; without budgets nothing that a call passes through."""
+        if not budgets:
+            return [_Closer(self)]
+        return [_Closer(self), BudgetGate(self.accountant, budgets, prices, timeout=timeout)]
+
+    async def aclose(self) -> None:
+        """Write down what waits, once the last client that shares it is closed."""
+        if self._key is not None:
+            with _sharing:
+                _, users = _shared[self._key]
+                if users > 1:
+                    _shared[self._key] = self, users - 1
+                    return
+                del _shared[self._key]
+        if self._meter is not None:
+            self._meter.close()
+        if self.ledger is not None:
+            await self.ledger.aclose()
+
+
+class _Closer(Middleware):
+    """Closes the bookkeeper with its client; calls do not pass through it."""
+
+    def __init__(self, keeper: Bookkeeper) -> None:
+        self._keeper = keeper
+        self._closed = False
+
+    async def aclose(self) -> None:
+        if not self._closed:
+            self._closed = True
+            await self._keeper.aclose()
+
+
+class _Observer:
+    """Writes down the calls of one client."""
+
+    def __init__(self, keeper: Bookkeeper, prices: PriceList, meter: EnergyMeter | None) -> None:
+        self._accountant, self._ledger = keeper.accountant, keeper.ledger
+        self._prices, self._meter = prices, meter
+
+    def __call__(self, event: CallEvent) -> None:
+        match event:
+            case CallStarted():
+                if self._meter is not None:
+                    self._meter.begin(event.call_id)
+            case CallFinished():
+                rates = self._prices.at_hand(event.model)
+                tokens = (event.prompt_tokens, event.completion_tokens, event.cached_tokens)
+                cost = None if rates is None else rates.micros(*tokens)
+                self._record(event, cost, *tokens, thinking=event.thinking_tokens)
+            case CallFailed():
+                known = event.code in _FREE or self._prices.is_free(event.model)
+                self._record(event, 0 if known else None, error=event.code)
+            case CacheHit():
+                if self._ledger is not None:
+                    caller = event.caller
+                    self._ledger.add_hit((caller.agent, event.backend, event.model, caller.task))
+
+    def _record(
+        self,
+        event: CallFinished | CallFailed,
+        cost: int | None,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+        cached: int = 0,
+        *,
+        thinking: int = 0,
+        error: str = "",
+    ) -> None:
+        caller = event.caller
+        record = CallRecord(
+            at=int(time.time() * 1000),
+            call_id=event.call_id,
+            operation=event.operation,
+            agent=caller.agent,
+            run_id=caller.run_id,
+            task=caller.task,
+            backend=event.backend,
+            model=event.model,
+            tokens_in=tokens_in,
+            tokens_out=tokens_out,
+            cached=cached,
+            thinking=thinking,
+            seconds=event.latency,
+            first_token=event.first_token,
+            cost=cost,
+            joules=None if self._meter is None else self._meter.end(event.call_id),
+            error=error,
+            template=event.template,
+        )
+        self._accountant.count(record)
+        if self._ledger is not None:
+            later = cost is None and not error and not self._prices.is_settled(event.model)
+            self._ledger.add(record, prices=self._prices if later else None)
