@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from weakref import WeakSet, WeakValueDictionary
 
 from llm.budgets import Budget
 from llm.energy import EnergyMeter
@@ -28,7 +29,7 @@ _FREE = frozenset(
     }
 )
 
-_shared: dict[str, tuple[Bookkeeper, int]] = {}
+_shared: WeakValueDictionary[str, Bookkeeper] = WeakValueDictionary()
 _sharing = threading.Lock()
 
 
@@ -45,20 +46,21 @@ class Bookkeeper:
 
     def __init__(self, usage_file: str | None) -> None:
         self._key = usage_file
+        self._users: WeakSet[_Closer] = WeakSet()  # one that was dropped without being closed counts no more
         self.ledger = None if usage_file is None else UsageLedger(usage_file)
         self.accountant = Accountant(self.ledger)
         self._meter: EnergyMeter | None = None
 
     @classmethod
     def of(cls, usage_file: str | None) -> Bookkeeper:
-        """The one of this file, shared in the whole program; each `of` needs its `aclose`."""
+        """The one of this file, shared by all clients of the program that are open."""
         if usage_file is None:
             return cls(None)
         path = os.path.realpath(os.path.expanduser(usage_file))  # noqa: PTH111 - Path.expanduser raises where there is no home
         with _sharing:
-            keeper, users = _shared.get(path, (None, 0))
-            keeper = cls(path) if keeper is None else keeper
-            _shared[path] = keeper, users + 1
+            keeper = _shared.get(path)
+            if keeper is None:
+                keeper = _shared[path] = cls(path)
         return keeper
 
     def observer(self, prices: PriceList, *, here: bool) -> Observer:
@@ -75,19 +77,22 @@ class Bookkeeper:
 
     def gate(self, budgets: Sequence[Budget], prices: PriceList, *, timeout: float) -> list[Middleware]:
         """What stands before a client's backend; without budgets nothing that a call passes through."""
+        closer = _Closer(self)
+        self._users.add(closer)
         if not budgets:
-            return [_Closer(self)]
-        return [_Closer(self), BudgetGate(self.accountant, budgets, prices, timeout=timeout)]
+            return [closer]
+        return [closer, BudgetGate(self.accountant, budgets, prices, timeout=timeout)]
 
-    async def aclose(self) -> None:
-        """Write down what waits, once the last client that shares it is closed."""
-        if self._key is not None:
-            with _sharing:
-                _, users = _shared[self._key]
-                if users > 1:
-                    _shared[self._key] = self, users - 1
-                    return
-                del _shared[self._key]
+    async def leave(self, user: _Closer) -> None:
+        """A client is closed; with the last one, write down what waits and close the file."""
+        with _sharing:
+            if user not in self._users:
+                return
+            self._users.discard(user)
+            if self._users:
+                return
+            if self._key is not None:
+                _shared.pop(self._key, None)
         if self._meter is not None:
             self._meter.close()
         if self.ledger is not None:
@@ -99,12 +104,9 @@ class _Closer(Middleware):
 
     def __init__(self, keeper: Bookkeeper) -> None:
         self._keeper = keeper
-        self._closed = False
 
     async def aclose(self) -> None:
-        if not self._closed:
-            self._closed = True
-            await self._keeper.aclose()
+        await self._keeper.leave(self)
 
 
 class _Observer:

@@ -112,8 +112,8 @@ class BudgetGate(Middleware):
         budget = next(account.budget for account in accounts if account.budget.unit == "usd")
         return ConfigurationError(
             f"the price of {model} ({self.backend}) is unknown, so the budget {budget} cannot be kept; set "
-            f'it in LLM_PRICES or [llm.prices], such as "{model}" = {{ input = 2.5, output = 10 }} in USD per '
-            f"million tokens, or install the vendors' list prices: {EXTRA}"
+            f'it in LLM_PRICES or [llm.prices], such as "{model}" = {{ input = 2.5, output = 10 }} in USD '
+            f"per million tokens, or install the vendors' list prices: {EXTRA}"
         )
 
     @contextmanager

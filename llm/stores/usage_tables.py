@@ -260,7 +260,8 @@ def roll_up(db: sqlite3.Connection, now: datetime) -> None:
 def sum_spent(db: sqlite3.Connection, writer: int, question: Question) -> Spent:
     """What was spent, for a budget."""
     row = db.execute(
-        "SELECT total(tokens_in + tokens_out), total(seconds), total(cost) FROM calls  WHERE at >= :since AND (:agent IS NULL OR agent = :agent) "
+        "SELECT total(tokens_in + tokens_out), total(seconds), total(cost) FROM calls "
+        "WHERE at >= :since AND (:agent IS NULL OR agent = :agent) "
         "AND (:backend IS NULL OR backend = :backend) AND (writer != :writer OR number <= :own)",
         {
             "since": question.since,
