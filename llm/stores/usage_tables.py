@@ -221,7 +221,9 @@ def insert_calls(db: sqlite3.Connection, writer: int, numbered: Iterable[tuple[i
 def add_hits(db: sqlite3.Connection, day: date, counted: Iterable[tuple[Asker, int]]) -> None:
     """Add cache hits to the sums of a day."""
     on = day.isoformat()
-    rows = [(on, *asker, *(count if name == "hits" else 0 for name in _NAMES)) for asker, count in counted]
+    rows = [
+        (on, *asker, *({"hits": count, "joules": None}.get(n, 0) for n in _NAMES)) for asker, count in counted
+    ]
     names = ", ".join((*_KEY, *_NAMES))
     marks = ", ".join("?" * (len(_KEY) + len(_NAMES)))
     db.executemany(

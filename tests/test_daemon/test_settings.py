@@ -161,6 +161,8 @@ class TestFile:
             "requests_per_minute",
             "tokens_per_minute",
             "budget",
+            "agents",
+            "prices",
             "usage_file",
         }
         for path in known_keys():
