@@ -56,7 +56,7 @@ class Bookkeeper:
         """The one of this file, shared by all clients of the program that are open."""
         if usage_file is None:
             return cls(None)
-        path = os.path.realpath(os.path.expanduser(usage_file))  # noqa: PTH111 - Path.expanduser raises where there is no home
+        path = os.path.expanduser(usage_file)  # noqa: PTH111 - Path.expanduser raises where there is no home
         with _sharing:
             keeper = _shared.get(path)
             if keeper is None:
