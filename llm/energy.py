@@ -11,6 +11,7 @@ have to be started again and again. There a call's joules are unknown.
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,27 +28,26 @@ class EnergyMeter:
     """
 
     def __init__(self, folder: Path = POWERCAP) -> None:
-        self._counters: list[tuple[int, int]] = []
+        self._folder = folder
+        self._counters: tuple[tuple[int, int], ...] = ()
         self._last: list[int] = []
         self._shares: dict[str, float] = {}
+        self.opened: threading.Thread | None = None
+
+    def open(self) -> None:
+        """Look for counters that can be read."""
         # A package is intel-rapl:0; intel-rapl:0:0 is a part of it, and would be counted twice.
-        for package in sorted(folder.glob("intel-rapl:[0-9]*")):
-            if package.name.count(":") == 1:
-                self._add(package)
-        self._last = self._read() or []
-
-    def _add(self, package: Path) -> None:
-        with suppress(OSError, ValueError):
-            limit = int((package / "max_energy_range_uj").read_text())
-            self._counters.append((os.open(package / "energy_uj", os.O_RDONLY | os.O_CLOEXEC), limit))
-
-    @property
-    def works(self) -> bool:
-        """Whether there is a counter that can be read."""
-        return bool(self._last)
+        packages = [each for each in sorted(self._folder.glob("intel-rapl:*")) if each.name.count(":") == 1]
+        counters = tuple(filter(None, map(_counter, packages)))
+        self._last = _read(counters) or []
+        if self._last:
+            self._counters = counters
 
     def begin(self, call_id: str) -> None:
-        """A call begins."""
+        """A call begins; with the first one, counters are looked for, elsewhere than on the event loop."""
+        if self.opened is None:
+            self.opened = threading.Thread(target=self.open, name="llm-energy", daemon=True)
+            self.opened.start()
         self._divide()
         self._shares[call_id] = 0.0
 
@@ -55,19 +55,21 @@ class EnergyMeter:
         """A call has ended: its joules, None when they cannot be told."""
         self._divide()
         found = self._shares.pop(call_id, None)
-        return found if self.works else None
+        return found if self._counters else None
 
     def close(self) -> None:
         """Give back the files."""
         for handle, _ in self._counters:
             os.close(handle)
-        self._counters, self._last = [], []
+        self._counters = ()
 
     def _divide(self) -> None:
         """Give each call under way its part of what was used since the last look."""
-        now = self._read()
+        if not self._counters:
+            return
+        now = _read(self._counters)
         if now is None:
-            self._last = []
+            self.close()
             return
         used = 0
         for before, after, (_, limit) in zip(self._last, now, self._counters, strict=True):
@@ -76,11 +78,18 @@ class EnergyMeter:
         for call_id in self._shares:
             self._shares[call_id] += used * _MICRO / len(self._shares)
 
-    def _read(self) -> list[int] | None:
-        """The counters in microjoules, None without any; some microseconds, from the kernel's memory."""
-        if not self._counters:
-            return None
-        try:
-            return [int(os.pread(handle, 32, 0)) for handle, _ in self._counters]
-        except (OSError, ValueError):
-            return None
+
+def _counter(package: Path) -> tuple[int, int] | None:
+    """The open counter and where it wraps round, None when it may not be read."""
+    with suppress(OSError, ValueError):
+        limit = int((package / "max_energy_range_uj").read_text())
+        return os.open(package / "energy_uj", os.O_RDONLY | os.O_CLOEXEC), limit
+    return None
+
+
+def _read(counters: tuple[tuple[int, int], ...]) -> list[int] | None:
+    """The counters in microjoules; some microseconds, from the kernel's memory."""
+    try:
+        return [int(os.pread(handle, 32, 0)) for handle, _ in counters]
+    except (OSError, ValueError):
+        return None

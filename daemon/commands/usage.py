@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 GROUPINGS = ("agent", "model", "backend", "day", "task")  # those of llm.usage, which loads sqlite3
 BAR_COLUMNS = 40
 _NAME_COLUMNS = 26
+_WIDE_COLUMNS = 104  # what the whole table takes
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _NOBODY = {"agent": "(no agent)", "task": "(no task)"}
 _MICRO = 1_000_000
@@ -80,28 +82,46 @@ def _span(text: str, most_days: int) -> Any:
 
 def _show_usage(screen: Screen, by: str, since: str, rows: Sequence[Usage]) -> None:
     total = _total(rows)
-    with_cached = any(row.cached for row in rows)
-    with_joules = total.joules is not None
-    heads = [Column(by, style="bold"), Column("calls", right=True), Column("failed", right=True)]
-    heads += [Column("hits", right=True), Column("in", right=True), Column("out", right=True)]
-    heads += [Column("cached", right=True)] * with_cached + [Column("seconds", right=True)]
-    heads += [Column("joules", right=True)] * with_joules + [Column("usd", right=True)]
-    cells: list[list[object]] = []
-    for row in (*rows, total) if len(rows) > 1 else rows:
-        cell: list[object] = [_name(row, by), *map(_number, (row.calls, row.failed, row.hits))]
-        cell += [_number(row.tokens_in), _number(row.tokens_out)]
-        cell += [_number(row.cached)] * with_cached + [f"{row.seconds:,.1f}"]
-        cell += ["" if row.joules is None else f"{row.joules:,.0f}"] * with_joules + [_cost(row)]
-        cells.append(cell)
+    # At a terminal of eighty columns there is room for the most important ones; `--json` has all.
+    narrow = screen.for_people and get_terminal_size().columns < _WIDE_COLUMNS
+    wide = _Columns(
+        narrow=narrow,
+        cached=not narrow and any(row.cached for row in rows),
+        joules=not narrow and total.joules is not None,
+    )
     screen.line(f"Model calls of the last {since}, by {by}", "bold")
-    screen.table(heads, cells)
+    shown = (*rows, total) if len(rows) > 1 else rows
+    screen.table(wide.heads(by), [wide.cells(row, by) for row in shown])
     _show_bars(screen, by, rows)
     if total.unpriced:
         screen.line()
         screen.line(
-            f"The price of {_number(total.unpriced)} calls is unknown (?): set [llm.prices], "
-            "or: pip install 'askfirst[prices]'"
+            f"The price of {_number(total.unpriced)} calls is unknown (?): name it in [llm.prices], or"
         )
+        screen.line("install the vendors' list prices: pip install 'askfirst[prices]'")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Columns:
+    """Which columns the table has."""
+
+    narrow: bool
+    cached: bool
+    joules: bool
+
+    def heads(self, by: str) -> list[Column]:
+        names = ["calls", "failed", "hits", "in", "out", *["cached"] * self.cached, "seconds"]
+        names += [*["joules"] * self.joules, "usd"]
+        return [Column(by, style="bold"), *(Column(name, right=True) for name in names)]
+
+    def cells(self, row: Usage, by: str) -> list[object]:
+        count = _short if self.narrow else _number
+        joules = "" if row.joules is None else f"{row.joules:,.0f}"
+        cells: list[object] = [shortened(_name(row, by), 16) if self.narrow else _name(row, by)]
+        cells += map(count, (row.calls, row.failed, row.hits, row.tokens_in, row.tokens_out))
+        cells += [count(row.cached)] * self.cached
+        cells += [f"{row.seconds:.0f}" if self.narrow else f"{row.seconds:,.1f}"]
+        return [*cells, *[joules] * self.joules, _cost(row)]
 
 
 def _show_bars(screen: Screen, by: str, rows: Sequence[Usage]) -> None:
@@ -130,19 +150,20 @@ def bar(share: float, width: int = BAR_COLUMNS) -> str:
 
 def _show_budgets(screen: Screen, states: Sequence[BudgetStatus]) -> None:
     screen.heading("Budgets")
-    names = [shortened(state.budget, 44) for state in states]
+    names = [shortened(state.budget, 38) for state in states]
     wide = max(map(columns, names))
     for name, state in zip(names, states, strict=True):
         share = state.used / float(state.budget.limit)
-        empty = "░" * (10 - len(bar(min(share, 1.0), 10)))
-        resets = datetime.fromtimestamp(state.resets).astimezone().strftime("%m-%d %H:%M")
+        filled = bar(min(share, 1.0), 8)
         colour: Style = "red" if share >= 1 else "yellow" if share >= 0.8 else "green"
         space = " " * (wide - columns(name))
-        screen.line(
-            f"  {name}{space}  {bar(min(share, 1.0), 10)}{empty} {share:4.0%} used, "
-            f"{_left(state)} left until {resets}",
-            colour,
-        )
+        line = f"  {name}{space}  {filled}{'░' * (8 - len(filled))} {share:4.0%}, "
+        screen.line(f"{line}{_left(state)} left until {_resets(state)}", colour)
+
+
+def _resets(state: BudgetStatus) -> str:
+    at = datetime.fromtimestamp(state.resets).astimezone()
+    return at.strftime("%H:%M" if state.budget.window == "hour" else "%m-%d")
 
 
 def _left(state: BudgetStatus) -> str:
@@ -163,10 +184,11 @@ def _tokens(row: Usage) -> int:
 
 
 def _number(value: int) -> str:
-    """Whole up to six digits, then in thousands or millions: a column of eighty has room for no more."""
-    if value < 1_000_000:
-        return f"{value:,}"
-    return f"{value / 1e3:,.0f}k" if value < 100_000_000 else f"{value / 1e6:,.0f}M"
+    return f"{value:,}"
+
+
+def _short(value: int) -> str:
+    return f"{value}" if value < 100_000 else f"{value / 1e3:.0f}k" if value < 1e8 else f"{value / 1e6:.0f}M"
 
 
 def _cost(row: Usage) -> str:
@@ -175,7 +197,7 @@ def _cost(row: Usage) -> str:
         return "?"
     amount = row.cost / _MICRO
     text = "0" if not row.cost else f"{amount:,.2f}" if amount >= 1 else f"{amount:.4f}"
-    return f"{text} + ?" if row.unpriced else text
+    return f"{text}+?" if row.unpriced else text
 
 
 def _total(rows: Sequence[Usage]) -> Usage:

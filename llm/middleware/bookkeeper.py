@@ -70,10 +70,10 @@ class Bookkeeper:
             prices: what its models cost.
             here: whether its models work on this machine, whose energy is then measured if that is possible.
         """
-        if here and self._meter is None:
-            self._meter = EnergyMeter()
-        meter = self._meter if here and self._meter is not None and self._meter.works else None
-        return _Observer(self, prices, meter)
+        if not here or self.ledger is None:
+            return _Observer(self, prices, None)
+        self._meter = self._meter or EnergyMeter()
+        return _Observer(self, prices, self._meter)
 
     def gate(self, budgets: Sequence[Budget], prices: PriceList, *, timeout: float) -> list[Middleware]:
         """What stands before a client's backend; without budgets nothing that a call passes through."""
