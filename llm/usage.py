@@ -45,7 +45,7 @@ def budget_status(
         OSError: the ledger cannot be read.
     """
     at = time.time() if now is None else now
-    accounts = [Account(budget, 0) for budget in budgets]
+    accounts = [Account(budget) for budget in budgets]
     for account in accounts:
         account.roll(at)
     spent = read_spent(usage_file, [account.question() for account in accounts])

@@ -77,7 +77,7 @@ class Account:
         since: how many of the ledger's own records are read from the file; later ones are added here.
     """
 
-    def __init__(self, budget: Budget, since: int) -> None:
+    def __init__(self, budget: Budget, since: int = 0) -> None:
         self.budget = budget
         self.limit = float(budget.limit)
         self.since = since
@@ -93,10 +93,16 @@ class Account:
         """What is spent since the window began."""
         return self.read + self.own
 
-    def roll(self, now: float) -> None:
-        """Begin a new window when the old one is over, or when the clock was put back before it."""
+    def roll(self, now: float, handed_in: int = 0) -> None:
+        """Begin a new window when the old one is over, or when the clock was put back before it.
+
+        Args:
+            now: seconds since 1970.
+            handed_in: how many records the ledger was handed so far; it is asked for these.
+        """
         if not self.start <= now < self.end:
             self.start, self.end = window_around(now, self.budget.window)
+            self.since = handed_in
             self.read = self.own = self.warned = 0.0
             self.is_read = False
 
@@ -171,14 +177,19 @@ class Accountant:
         self._now = now
         self._accounts: dict[Budget, Account] = {}
         self._looked = 0.0
-        self._asked: tuple[Future[list[Spent]], list[tuple[Account, float]]] | None = None
+        self._asked: tuple[Future[list[Spent]], list[tuple[Account, Question]]] | None = None
         self._waiters: set[asyncio.Future[None]] = set()
         self._usual: dict[str, float] = {}  # seconds of a backend's calls, the recent ones weighing more
 
     def open(self, budgets: Iterable[Budget]) -> tuple[Account, ...]:
         """The accounts of these budgets."""
-        since = 0 if self._ledger is None else self._ledger.number
-        return tuple(self._accounts.setdefault(budget, Account(budget, since)) for budget in budgets)
+        return tuple(
+            self._accounts.setdefault(budget, Account(budget, self._handed_in)) for budget in budgets
+        )
+
+    @property
+    def _handed_in(self) -> int:
+        return 0 if self._ledger is None else self._ledger.number
 
     def usual_seconds(self, backend: str, otherwise: float) -> float:
         """How long calls to this backend take; `otherwise` before the first one has ended."""
@@ -196,7 +207,7 @@ class Accountant:
         now = self._now()
         for account in self._accounts.values():
             if account.budget.covers(agent=record.agent, backend=record.backend):
-                account.roll(now)
+                account.roll(now, self._handed_in)
                 account.own += account.share(spent)
 
     async def admit(self, accounts: Sequence[Account], need: Need) -> Hold:
@@ -231,7 +242,7 @@ class Accountant:
         """How far each budget is used, as far as is known without looking it up."""
         now = self._now()
         for account in self._accounts.values():
-            account.roll(now)
+            account.roll(now, self._handed_in)
         return tuple(
             BudgetStatus(budget=a.budget, used=a.used, reserved=a.reserved, resets=a.end)
             for a in self._accounts.values()
@@ -258,7 +269,7 @@ class Accountant:
         """Look up what others spent when that is due; wait for it only when nothing is known yet."""
         now = self._now()
         for account in accounts:
-            account.roll(now)
+            account.roll(now, self._handed_in)
         if self._ledger is None:
             return
         for _ in range(2):  # a question that is under way may have been asked before an account was opened
@@ -277,17 +288,17 @@ class Accountant:
         self._looked = now
         due = list(self._accounts.values())
         for account in due:
-            account.roll(now)
-        answer = ledger.spent([account.question() for account in due])
-        self._asked = answer, [(account, account.start) for account in due]
+            account.roll(now, self._handed_in)
+        asked = [(account, account.question()) for account in due]
+        self._asked = ledger.spent([question for _, question in asked]), asked
 
     def _take_answer(self) -> None:
         """Note what the ledger said; nothing when it cannot be read, which it has told of itself."""
         if self._asked is None or not self._asked[0].done():
             return
         (answer, due), self._asked = self._asked, None
-        for (account, start), spent in zip(due, answer.result(), strict=False):
-            if account.start == start:
+        for (account, question), spent in zip(due, answer.result(), strict=False):
+            if account.question() == question:  # else another window has begun meanwhile
                 account.read = account.share(spent)
                 account.is_read = True
 
