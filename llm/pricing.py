@@ -17,7 +17,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
 from importlib import metadata
@@ -64,15 +64,23 @@ class Rates:
         request: USD for each call, whatever its length.
         source: "own hardware", "llm.prices", or the name and version of the price list.
         day: the day whose prices they are, ISO 8601.
+        is_free: whether all of them are 0.
     """
 
     tiers: tuple[Tier, ...]
     request: Decimal = Decimal(0)
     source: str
     day: str
+    is_free: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        amounts = [amount for tier in self.tiers for amount in (tier.input, tier.output, tier.cached)]
+        object.__setattr__(self, "is_free", not any((*amounts, self.request)))
 
     def micros(self, tokens_in: int, tokens_out: int, cached: int = 0) -> int:
         """Millionths of a USD for one call, rounded; USD per million tokens is just that per token."""
+        if self.is_free:
+            return 0
         tier = self.tiers[0]
         for longer in self.tiers[1:]:
             if tokens_in > longer.start:

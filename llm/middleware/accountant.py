@@ -79,6 +79,7 @@ class Account:
 
     def __init__(self, budget: Budget, since: int = 0) -> None:
         self.budget = budget
+        self.text = str(budget)
         self.limit = float(budget.limit)
         self.since = since
         self.start = self.end = 0.0
@@ -251,6 +252,8 @@ class Accountant:
     def warn(self, account: Account) -> None:
         """Say it once in a window when a budget is used up, and before, when four fifths of it are."""
         share = account.used / account.limit
+        if share < _WARNED_AT[-1]:
+            return
         level = next((level for level in _WARNED_AT if share >= level), 0.0)
         if level > account.warned:
             account.warned = level

@@ -134,7 +134,7 @@ class BudgetGate(Middleware):
                         backend=self.backend,
                         model=request.model,
                         caller=request.caller,
-                        budget=str(account.budget),
+                        budget=account.text,
                         used=account.used,
                         limit=account.limit,
                     )

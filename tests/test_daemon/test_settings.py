@@ -377,7 +377,8 @@ class TestEnvironment:
             "think": "high", "overflow": "trim", "keep_alive": "5m", "embed_model": "e", "adapter_path": "/a",
             "model_dir": "/m", "idle_seconds": "5", "api_version": "2026-10-21", "cache_mode": "read",
             "cache_max_age": "5", "cache_max_bytes": "100000", "retries": "5", "max_concurrency": "5",
-            "requests_per_minute": "5", "tokens_per_minute": "5", "budget": "5 usd/day", "prices": "m=1/2", "usage_file": "/u",
+            "requests_per_minute": "5", "tokens_per_minute": "5", "budget": "5 usd/day", "usage_file": "/u",
+            "prices": "m=1/2",
             "allowed_hosts": "a", "expires_after": "5h", "mode": "quorum", "people": "a", "quorum": "3",
         }  # fmt: skip
         shared = ("llm", "budgets", "agents")  # LLM_BUDGET can hold these too
