@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from agents.base import NAME_PATTERN
 from agents.config import AgentConfig
 from agents.errors import InvalidProposal
 from agents.proposal import DEFAULT_EXPIRY, Approvers
@@ -139,7 +140,11 @@ class BudgetSettings(Section):
 
 
 def _of_agent(name: str, text: str) -> list[Budget]:
-    return [replace(budget, scope="agent", name=name) for budget in parse_budgets(text)]
+    found = parse_budgets(text)
+    if not NAME_PATTERN.fullmatch(name) or any(budget.scope != "total" for budget in found):
+        msg = 'must be an agent\'s name and what that one may spend, such as matchmaker = "20000 tokens/day"'
+        raise ConfigurationError(msg)
+    return [replace(budget, scope="agent", name=name) for budget in found]
 
 
 class LLMSettings(Section):

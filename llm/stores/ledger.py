@@ -219,6 +219,8 @@ class UsageLedger:
             else:
                 if not written:
                     self._waiting.extendleft(reversed(rows))
+                    with self._counting:
+                        self._hits.update(hits)
                     return
 
     def _write(self, numbered: list[tuple[int, CallRecord]], hits: Counter[Asker]) -> bool:

@@ -387,6 +387,45 @@ class TestEnvironment:
             before, after = load_settings(None, {}), load_settings(None, {variable: examples[str(path[-1])]})
             assert value_of(before, path) != value_of(after, path), variable
 
+    def test_budgets_of_agents_and_prices_reach_the_client_beside_those_of_the_environment(
+        self, write: Write
+    ) -> None:
+        text = (
+            '[llm]\nbackend = "mock"\nbudget = "9 usd/day"\n'
+            '[llm.budgets.agents]\na = "5 tokens/day, 2 usd/month"\n'
+            '[llm.prices]\n"gpt-4o" = { input = 2.5, output = 10, cached = 1.25 }\n'
+            '"m:1b" = { input = 1, output = 0 }\n'
+        )
+        settings = load_settings(write(text), {})
+        environ = settings.llm_environ({})
+        assert environ["LLM_BUDGET"] == "9 usd/day, agent a: 5 tokens/day, agent a: 2 usd/month"
+        assert environ["LLM_PRICES"] == "gpt-4o=2.5/10/1.25, m:1b=1/0"
+        assert LLMConfig.from_env(environ).budget == environ["LLM_BUDGET"]
+        over = settings.llm_environ({"LLM_BUDGET": "1 usd/day"})["LLM_BUDGET"]
+        assert over == "1 usd/day, agent a: 5 tokens/day, agent a: 2 usd/month"
+
+    @pytest.mark.parametrize(
+        ("lines", "problem"),
+        [
+            ('[llm]\nbudget = "2 eur/month"', "2: llm.budget: must be budgets such as"),
+            ('[llm.budgets.agents]\na = "2 eur/month"', "llm.budgets.agents: a: must be budgets such as"),
+            ('[llm.budgets.agents]\na = "agent b: 2 usd/month"', "a: must be an agent's name and what"),
+            ('[llm.budgets.agents]\n"A b" = "2 usd/month"', "A b: must be an agent's name and what"),
+            (
+                '[llm.budgets]\nagent = "2 usd/month"',
+                "llm.budgets.agent: unknown setting; did you mean 'agents'",
+            ),
+            ('[llm.prices]\n"m" = 3', 'must be "m" = { input = 2.5'),
+            ('[llm.prices]\n"m" = { input = 3 }', 'must be "m" = { input = 2.5'),
+            ('[llm.prices]\n"m" = { input = 3, output = 1, out = 2 }', 'must be "m" = { input = 2.5'),
+        ],
+    )
+    def test_budgets_and_prices_that_cannot_work_are_told_with_their_place(
+        self, write: Write, lines: str, problem: str
+    ) -> None:
+        (found,) = problems_of(write(lines + "\n"))
+        assert problem in found
+
     def test_a_misspelt_model_variable_is_warned_about(self) -> None:
         settings = load_settings(None, {"LLM_MODLE": "x", "LLM_SOMETHING_ELSE": "y"})
         assert [str(w) for w in settings.warnings] == [
