@@ -185,7 +185,7 @@ def _listed(model: str, url: str | None) -> Rates | None:
     with _loading:
         try:
             from genai_prices import data_snapshot  # noqa: PLC0415 - 0.2 s of CPU, and an extra
-        except ImportError:
+        except Exception:  # noqa: BLE001 - not installed, or broken: no call fails for a price
             _say_once(f"prices of remote models are unknown; for those of the vendors: {EXTRA}")
             return None
         try:

@@ -140,11 +140,7 @@ class UsageLedger:
             if db is not None:
                 try:
                     found = work(db)
-                except (
-                    sqlite3.Error,
-                    ValueError,
-                    OverflowError,
-                ) as error:  # a date or a name that it cannot take
+                except Exception as error:  # noqa: BLE001 - whoever waits gets an answer, and the thread lives
                     self._mend(error)
             answer.set_result(found)
 
@@ -158,7 +154,13 @@ class UsageLedger:
         if self._thread is None:
             # No thread pool: one of those would hold up the end of a program that forgot to close us.
             self._thread = threading.Thread(target=self._serve, name="llm-ledger", daemon=True)
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError:  # the interpreter is ending and starts no more threads
+                self._thread, self._closed = None, True
+                if order.work is not None:
+                    order.work(None)
+                return
             atexit.register(self._at_exit)
         self._orders.put(order)
 
@@ -214,7 +216,7 @@ class UsageLedger:
             rows = [(number, _priced(record, prices), None) for number, record, prices in batch]
             try:
                 written = self._write([(number, record) for number, record, _ in rows], hits)
-            except (ValueError, OverflowError) as error:  # a name that is no text, a number that is none
+            except Exception as error:  # noqa: BLE001 - a name that is no text costs records, not the thread
                 self._lose(len(rows), error)
             else:
                 if not written:
@@ -245,7 +247,7 @@ class UsageLedger:
 
     def _connected(self) -> sqlite3.Connection | None:
         """The open file; None when it cannot be used, which is tried again a minute later."""
-        if self._db is not None and identity(self.path) != self._identity:
+        if self._db is not None and _identity(self.path) != self._identity:
             self._disconnect()  # another program put the file aside, or a person removed it
         if self._db is None and time.monotonic() >= self._not_before:
             try:
@@ -298,8 +300,11 @@ class UsageLedger:
     def _warn(self, error: object) -> None:
         if not self._warned:
             self._warned = True
-            text = "the usage ledger %s cannot be used (%s); calls go on, but what they use is not recorded"
-            _log.warning(text, self.path, error)
+            text = (
+                "the usage ledger %s cannot be used (%s); calls go on, and up to %s of them are "
+                "written down once it works again"
+            )
+            _log.warning(text, self.path, error, f"{_WAITING:,}")
 
     def _lose(self, count: int, error: object = "it could not be written to") -> None:
         self.lost += count
@@ -322,6 +327,13 @@ class _Order:
         self.within, self.work, self.last = within, work, last
         self.done: Future[None] = Future()
         self.done.set_running_or_notify_cancel()
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        return identity(path)
+    except OSError:  # its folder is no folder any more
+        return None
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -338,6 +338,24 @@ async def test_a_ledger_that_cannot_be_written_costs_no_call_and_is_said_once(
     assert str(file) in warnings[0].getMessage()
 
 
+async def test_records_wait_for_a_file_that_cannot_be_used_and_are_then_written_by_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm.stores.ledger._PAUSE", 0.01)
+    folder = tmp_path / "data"
+    folder.write_text("a file where the folder should be")
+    ledger = UsageLedger(folder / "usage.sqlite3")
+    for _ in range(3):
+        ledger.add(record())
+    ledger.add_hit(("a", "home", "small", "t"))
+    await ledger.flush()
+    assert ledger.lost == 0
+    folder.unlink()
+    await asyncio.to_thread(seen_now, lambda: bool(read_usage(ledger.path, "model", LONG_AGO)))
+    await ledger.aclose()
+    assert [(used.calls, used.hits) for used in await used_in(ledger.path, "model", LONG_AGO)] == [(3, 1)]
+
+
 async def test_a_full_disk_loses_records_and_counts_them(file: Path) -> None:
     script = (
         "import asyncio, resource, signal\n"
