@@ -164,7 +164,7 @@ def test_the_message_is_found_in_every_shape(payload: Any, message: str) -> None
         ("chat_prompt_over_num_ctx_truncate_false", errors.BadRequest, "request (6407 tokens) exceeds"),
         ("chat_cloud_model_cloud_disabled", errors.AuthenticationFailed, "ollama cloud is disabled"),
         ("chat_option_wrong_type", errors.ServerError, 'option "temperature" must be'),
-        ("embedm_chat_on_embedding_model", errors.BadRequest, "does not support chat"),
+        ("embedm_chat_on_embedding_model", errors.NotSupported, "does not support chat"),
         ("cors_foreign_get", errors.AuthenticationFailed, "answered 403;"),
         ("method_wrong", errors.BadRequest, "405 method not allowed"),
         ("v1_chat_unknown_model", errors.ModelNotFound, "model 'nope:1b' not found"),
