@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from llm.factory import get_llm_client
     from llm.registry import register_backend
     from llm.streams import LLMStream
+    from llm.tools import run_tools, tool_of
     from llm.types import (
         Caller,
         Capabilities,
@@ -101,7 +102,9 @@ _HOMES = {
     "calling": "llm.caller",
     "get_llm_client": "llm.factory",
     "register_backend": "llm.registry",
+    "run_tools": "llm.tools",
     "select_backend": "llm.autoselect",
+    "tool_of": "llm.tools",
 }
 
 __all__ = [
@@ -146,7 +149,9 @@ __all__ = [
     "calling",
     "get_llm_client",
     "register_backend",
+    "run_tools",
     "select_backend",
+    "tool_of",
 ]
 
 # Hidden from type checkers: a module __getattr__ would turn every typo into a valid name for them.

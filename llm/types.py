@@ -29,7 +29,7 @@ class Tool:
 
     name: str
     description: str
-    parameters: JSONSchema
+    parameters: JSONSchema = field(hash=False)  # compared, but no mapping has a hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class ToolCall:
 
     id: str
     name: str
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, Any] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

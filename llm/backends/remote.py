@@ -266,7 +266,7 @@ class RemoteBackend(LLMClient):
         """What the configured model can do as far as its name tells; nobody is asked."""
         model, takes = self.config.model, self._takes_of(self.config.model)
         if self._service.speaks_anthropic:
-            return anthropic.capabilities(anthropic.full_name(model), takes)
+            return replace(anthropic.capabilities(anthropic.full_name(model), takes), model=model)
         return openai.capabilities(model, self._service.gateway, takes)
 
     def _second_try(self, request: LLMRequest, takes: Takes, error: BadRequest, tries: _Tries) -> LLMRequest:
