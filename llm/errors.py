@@ -37,7 +37,7 @@ class LLMError(Exception):
     """
 
     code: ClassVar[str] = "error"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     retry_after: float | None = None
 
 
@@ -104,6 +104,7 @@ class RateLimited(LLMError):
         super().__init__(message)
         self.retry_after = retry_after
         self.quota = quota
+        self.retryable = not quota
 
 
 class BudgetExceeded(LLMError):
