@@ -8,6 +8,7 @@ client = get_llm_client(LLMConfig(backend="llamacpp", model=model.name))
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from llm.backends.hub import Hub, OnProgress, PullProgress, pull_file
@@ -53,7 +54,7 @@ async def pull_model(
     if source is None:
         raise ModelNotFound(_unknown(name))
     place = models_folder() if folder is None else folder
-    chosen = Hub.from_env() if hub is None else hub
+    chosen = await asyncio.to_thread(Hub.from_env) if hub is None else hub
     return await pull_file(name, source, place, hub=chosen, revision=revision, on_progress=on_progress)
 
 

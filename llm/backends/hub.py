@@ -14,7 +14,7 @@ import asyncio
 import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -154,17 +154,16 @@ async def pull_file(
     _guard_token(hub)
     path = pulled_path(source, folder)
     try:
-        with pull_lock(path, folder):
-            async with _connected() as clients:
-                return await _Pull(
-                    name=name,
-                    source=source,
-                    path=path,
-                    hub=hub,
-                    revision=revision,
-                    tell=on_progress,
-                    clients=clients,
-                ).run()
+        async with _locked(path, folder), _connected() as clients:
+            return await _Pull(
+                name=name,
+                source=source,
+                path=path,
+                hub=hub,
+                revision=revision,
+                tell=on_progress,
+                clients=clients,
+            ).run()
     except OSError as error:
         msg = f"{path} cannot be written ({error.strerror}); {_GO_ON}, or set LLM_MODEL_DIR to another folder"
         raise ConfigurationError(msg) from error
@@ -178,6 +177,13 @@ def _guard_token(hub: Hub) -> None:
 
 
 _GO_ON = "what has come is kept, and the same command goes on from there"
+
+
+@asynccontextmanager
+async def _locked(path: Path, folder: Path) -> AsyncIterator[None]:
+    with ExitStack() as held:
+        await asyncio.to_thread(held.enter_context, pull_lock(path, folder))
+        yield
 
 
 @asynccontextmanager
