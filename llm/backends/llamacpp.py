@@ -7,40 +7,63 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from llm.backends.child import Launch, engine_environment
+from llm.backends.child import EngineProcess, Launch, engine_environment
+from llm.backends.gguf import GGUFHeader, NotGGUF, read_header
 from llm.backends.host import EngineHost
 from llm.backends.http import HttpExchange
 from llm.backends.known import PACKAGED
 from llm.backends.models import model_file
+from llm.backends.prefixes import PrefixFiles, PrefixKeeper
+from llm.backends.pulled import models_folder
 from llm.backends.remote import openai_chat
 from llm.client import LLMClient
 from llm.config import LLMConfig
-from llm.errors import BadReply, BadRequest, ConnectionFailed, LLMError, ModelNotFound
+from llm.errors import (
+    BadReply,
+    BadRequest,
+    ConnectionFailed,
+    LLMError,
+    ModelNotFound,
+    NotSupported,
+    ServerError,
+)
 from llm.events import Observer
 from llm.middleware.base import Middleware
-from llm.types import LLMRequest, LLMResponse
+from llm.types import Capabilities, Embeddings, EmbedRequest, LLMRequest, LLMResponse
+from llm.wire.common import as_list, as_object, count
 
 _SCRIPT = Path(__file__).parent.parent / "engines" / "llamacpp_server.py"
 _INSTALL = "pip install 'askfirst[llamacpp]'"
 
-_IDLE_SECONDS = 300
-"""After so long without a call llama.cpp unloads the model; it is back within a second."""
-
 _TOO_LONG = re.compile(r"\((\d+) tokens\) exceeds the available context size \((\d+) tokens\)")
+_TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large")
+
+_EMBED_CONTEXT = 2048
+"""Most tokens of one text to embed; the engine's buffers grow with it."""
+
+_TEXTS_AT_ONCE = 32
+"""So that a reply stays far below the byte cap and a caller who leaves is noticed soon."""
 
 
-def unavailable_reason(model: str) -> str | None:
-    """Why `model` cannot run here, with the way out; None when it can. Imports and loads nothing."""
+def unavailable_reason(model: str, *, model_dir: str | None = None) -> str | None:
+    """Why `model` cannot run here, with the way out; None when it can. Imports and loads nothing.
+
+    Args:
+        model: its name.
+        model_dir: folder of pulled models, as `LLMConfig.model_dir` says it.
+    """
     try:
         _require_engine()
-        model_file(model)
+        model_file(model, models_folder(model_dir))
     except LLMError as error:
         return str(error)
     return None
@@ -52,12 +75,41 @@ def _sha256(path: Path, size: int, modified: int) -> str:  # noqa: ARG001 - part
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify(name: str, path: Path) -> None:
-    """Refuse a packaged model that is not the one known: it is native code's input."""
-    status = path.stat()
-    if _sha256(path, status.st_size, status.st_mtime_ns) != PACKAGED[name].sha256:
-        msg = f"{path} is not the {name} that askfirst knows (SHA-256 differs); {PACKAGED[name].install}"
-        raise ModelNotFound(msg)
+@lru_cache(maxsize=8)
+def _header(path: Path, size: int, modified: int) -> GGUFHeader:  # noqa: ARG001 - the same
+    try:
+        return read_header(path)
+    except (NotGGUF, OSError) as error:
+        msg = f"the model file {path} has no readable header; it may be damaged: get it again"
+        raise ModelNotFound(msg) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A model on this machine; made in a thread, for it reads files.
+
+    Attributes:
+        name: what the configuration calls it.
+        path: its file.
+        header: what the file says of itself.
+        identity: changes with the file.
+    """
+
+    name: str
+    path: Path
+    header: GGUFHeader
+    identity: str
+
+    @classmethod
+    def find(cls, name: str, config: LLMConfig) -> _Model:
+        """Find it, and refuse a packaged one that is not the one known: it is native code's input."""
+        path = model_file(name, models_folder(config.model_dir))
+        status = path.stat()
+        key = (path, status.st_size, status.st_mtime_ns)
+        if name in PACKAGED and _sha256(*key) != PACKAGED[name].sha256:
+            msg = f"{path} is not the {name} that askfirst knows (SHA-256 differs); {PACKAGED[name].install}"
+            raise ModelNotFound(msg)
+        return cls(name, path, _header(*key), repr(key))
 
 
 def _require_engine() -> None:
@@ -66,33 +118,75 @@ def _require_engine() -> None:
         raise ConnectionFailed(msg)
 
 
+def _engine_version() -> str:
+    try:
+        return version("xllamacpp")
+    except PackageNotFoundError:  # on the path without its metadata
+        return ""
+
+
 def _threads() -> int:
     """One core stays free for the rest of the machine; with both of two cores llama.cpp is slower."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """A running llama.cpp, asked over HTTP with its key."""
+
+    process: EngineProcess
+    exchange: HttpExchange
+    address: str
+    key: str = ""
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid
+
+    async def ask(self, path: str, body: Any) -> Any:
+        return await self._call("POST", path, body)
+
+    async def sleeps(self) -> bool:
+        return bool((await self._call("GET", "/props"))["is_sleeping"])
+
+    async def _call(self, method: str, path: str, body: Any = None) -> Any:
+        headers = {"Authorization": f"Bearer {self.key}"}
+        return await self.exchange.request_json(method, self.address + path, headers=headers, body=body)
+
+
 class LlamaCppBackend(LLMClient):
     """llama.cpp in a child process, one call at a time, asked over HTTP on loopback.
 
     The process starts at the first call and is replaced when it died. Its port takes a random key that no
-    other process knows.
+    other process knows. After `idle_seconds` it unloads the model; the fixed beginnings of prompts are kept
+    below `cache_dir` meanwhile (see `llm.backends.prefixes`), unless `enable_cache` is off. Embeddings have a
+    second process of the same kind, with a model that is made for them.
 
     Args:
-        config: `model` is a name of `PACKAGED` or the path of a .gguf file.
+        config: `model` is a known name, the path of a .gguf file, or "owner/name:file.gguf" of a hub, pulled.
         middleware: as in `LLMClient`.
         observers: as in `LLMClient`.
+        name: as in `LLMClient`.
     """
 
     backend: ClassVar[str] = "llamacpp"
 
     def __init__(
-        self, config: LLMConfig, *, middleware: Sequence[Middleware] = (), observers: Sequence[Observer] = ()
+        self,
+        config: LLMConfig,
+        *,
+        middleware: Sequence[Middleware] = (),
+        observers: Sequence[Observer] = (),
+        name: str = "",
     ) -> None:
-        super().__init__(config, middleware=middleware, observers=observers)
+        super().__init__(config, middleware=middleware, observers=observers, name=name)
         self._key = secrets.token_urlsafe(32)
         self._host = EngineHost(self.backend, _SCRIPT, self._launch)
+        self._embed_host = EngineHost(f"{self.backend} embedding", _SCRIPT, self._launch_embedder)
         self._exchange = HttpExchange(config, way_out="call again: the engine starts anew if it died")
+        self._prefixes = PrefixKeeper(config.idle_seconds)
+        self._files: PrefixFiles | None = None
 
     async def send(self, request: LLMRequest) -> LLMResponse:
         """Answer one request.
@@ -100,24 +194,82 @@ class LlamaCppBackend(LLMClient):
         Raises:
             ModelNotFound: no such model, or its file is no model.
             ConnectionFailed: xllamacpp is not installed.
+            NotSupported: tools for a model whose template has no place for them, or a model for embeddings.
             BadRequest: the prompt is longer than the context, or the schema cannot be followed.
             ServerError: the process died.
         """
-        async with self._host.turn() as process:
-            address = (await process.ready())["address"]
-            try:
-                response = await openai_chat(
-                    self._exchange, request, base=f"{address}/v1", key=self._key, backend=self.backend
-                )
-            except (ConnectionFailed, BadReply) as error:
-                raise await process.blame(error) from error
-            except BadRequest as error:
-                raise _translated(error) from error
+        async with self._turn(request) as server:
+            response = await openai_chat(
+                self._exchange, request, base=f"{server.address}/v1", key=self._key, backend=self.backend
+            )
         return replace(response, model=request.model)
+
+    @asynccontextmanager
+    async def _turn(self, request: LLMRequest) -> AsyncIterator[_Server]:
+        """The server for this call alone, with as much of the prompt in it as was kept."""
+        if request.tools and not (await self.capabilities()).tools:
+            msg = f"{request.model} was not made for tools: its chat template has no place for them"
+            raise NotSupported(msg)
+        async with self._host.turn() as process, self._blamed(process) as server:
+            try:
+                if self._files is not None:
+                    await self._prefixes.prepare(self._files, server, request)
+                yield server
+            finally:
+                self._prefixes.finished()
+
+    @asynccontextmanager
+    async def _blamed(self, process: EngineProcess) -> AsyncIterator[_Server]:
+        """The server of a process; a broken connection becomes the process's death if that was the reason."""
+        try:
+            yield _Server(process, self._exchange, (await process.ready())["address"], self._key)
+        except (ConnectionFailed, BadReply) as error:
+            raise await process.blame(error) from error
+        except (BadRequest, ServerError) as error:
+            raise _translated(error) from error
+
+    async def send_embed(self, request: EmbedRequest) -> Embeddings:
+        """Turn texts into vectors with a second process, whose model is `embed_model` or else `model`.
+
+        Raises:
+            NotSupported: the model is not made for embeddings.
+            BadRequest: a text is longer than the model reads.
+            LLMError: as for `send`.
+        """
+        vectors: list[tuple[float, ...]] = []
+        tokens = 0
+        async with self._embed_host.turn() as process, self._blamed(process) as server:
+            for start in range(0, len(request.texts), _TEXTS_AT_ONCE):
+                texts = request.texts[start : start + _TEXTS_AT_ONCE]
+                reply = as_object(await server.ask("/v1/embeddings", {"input": texts}), "body")
+                vectors += _vectors(reply, len(texts))
+                tokens += count(as_object(reply.get("usage") or {}, "usage"), "prompt_tokens")
+        return Embeddings(
+            vectors=tuple(vectors), model=request.model, backend=self.backend, prompt_tokens=tokens
+        )
+
+    async def capabilities(self) -> Capabilities:
+        """What the model's file says of itself; nothing is loaded.
+
+        Raises:
+            ModelNotFound: no such model, or its file is no model.
+        """
+        model = await asyncio.to_thread(_Model.find, self.config.model, self.config)
+        header = model.header
+        return Capabilities(
+            model=model.name,
+            schema=not header.embeds,
+            tools=header.takes_tools,
+            thinking=header.thinks,
+            embedding=header.embeds,
+            chat=not header.embeds,
+            context_length=header.context_length or None,
+        )
 
     async def health_check(self) -> bool:
         """Whether engine and model are installed and, if it runs, the server answers; loads nothing."""
-        if await asyncio.to_thread(unavailable_reason, self.config.model) is not None:
+        model, folder = self.config.model, self.config.model_dir
+        if await asyncio.to_thread(unavailable_reason, model, model_dir=folder) is not None:
             return False
         process = self._host.current
         if process is None or not process.is_ready:
@@ -131,32 +283,78 @@ class LlamaCppBackend(LLMClient):
 
     async def _release(self) -> None:
         await self._exchange.aclose()
-        await self._host.aclose()
+        await asyncio.gather(self._host.aclose(), self._embed_host.aclose())
 
     def _launch(self) -> Launch:
-        """What the child is started with."""
+        """What the child that chats is started with."""
         _require_engine()
-        path = model_file(self.config.model)
-        if self.config.model in PACKAGED:
-            _verify(self.config.model, path)
-        settings = {
-            "model": str(path),
-            "name": self.config.model,
+        model = _Model.find(self.config.model, self.config)
+        if model.header.embeds:
+            msg = f"{model.name} is made for embeddings and does not chat; set LLM_MODEL to another model"
+            raise NotSupported(msg)
+        self._files = self._prefix_files(model)
+        folder = "" if self._files is None else str(self._files.folder.absolute())
+        return self._launched(model, context_length=self.config.context_length, slot_folder=folder)
+
+    def _launch_embedder(self) -> Launch:
+        """What the child that embeds is started with."""
+        _require_engine()
+        model = _Model.find(self.config.embed_model or self.config.model, self.config)
+        if not model.header.embeds:
+            msg = (
+                f"{model.name} is not made for embeddings; set LLM_EMBED_MODEL to one that is, such as "
+                "all-minilm:l6-v2 (get it with `askfirst llm pull all-minilm:l6-v2`)"
+            )
+            raise NotSupported(msg)
+        return self._launched(
+            model,
+            context_length=min(model.header.context_length or _EMBED_CONTEXT, _EMBED_CONTEXT),
+            embedding="own" if model.header.about("pooling_type") else "mean",
+        )
+
+    def _launched(self, model: _Model, **settings: Any) -> Launch:
+        common = {
+            "model": str(model.path),
+            "name": model.name,
             "key": self._key,
-            "context_length": self.config.context_length,
             "threads": _threads(),
-            "idle_seconds": _IDLE_SECONDS,
+            "idle_seconds": max(1, round(self.config.idle_seconds)),
             "install": _INSTALL,
         }
-        return Launch(settings=settings, environ=engine_environment(), secrets=(self._key,))
+        return Launch(settings=common | settings, environ=engine_environment(), secrets=(self._key,))
+
+    def _prefix_files(self, model: _Model) -> PrefixFiles | None:
+        """Where the beginnings of prompts are kept; None if nothing may be, or nothing can."""
+        if not self.config.enable_cache or self.config.cache_mode not in {"on", "write"}:
+            return None
+        folder = Path(os.path.expanduser(self.config.cache_dir)) / "llamacpp"  # noqa: PTH111 - see `from_home`
+        try:
+            return PrefixFiles(folder, f"{model.identity} {self.config.context_length} {_engine_version()}")
+        except OSError:
+            return None
 
 
-def _translated(error: BadRequest) -> BadRequest:
-    found = _TOO_LONG.search(str(error))
-    if found is None:
-        return error
-    msg = (
-        f"the prompt has {found[1]} tokens and the context {found[2]}; shorten the prompt or raise "
-        "LLM_CONTEXT_LENGTH (up to what the model was trained with)"
-    )
-    return BadRequest(msg)
+def _vectors(reply: Any, wanted: int) -> list[tuple[float, ...]]:
+    """The vectors of a reply, in the order of the texts."""
+    data = [as_object(entry, "data") for entry in as_list(reply.get("data"), "data")]
+    found = {
+        entry.get("index"): tuple(float(number) for number in as_list(entry.get("embedding"), "embedding"))
+        for entry in data
+    }
+    if sorted(found, key=str) != sorted(range(wanted), key=str):
+        msg = f"llama.cpp gave {len(found)} vectors for {wanted} texts"
+        raise BadReply(msg)
+    return [found[number] for number in range(wanted)]
+
+
+def _translated(error: LLMError) -> LLMError:
+    if found := _TOO_LONG.search(str(error)):
+        msg = (
+            f"the prompt has {found[1]} tokens and the context {found[2]}; shorten the prompt or raise "
+            "LLM_CONTEXT_LENGTH (up to what the model was trained with)"
+        )
+        return BadRequest(msg)
+    if found := _TOO_LARGE.search(str(error)):
+        msg = f"a text has {found[1]} tokens, more than the embedding model reads at once; cut it into pieces"
+        return BadRequest(msg)
+    return error
