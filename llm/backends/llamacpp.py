@@ -16,7 +16,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
+from llm.backends.address import parse_address
 from llm.backends.child import EngineProcess, Launch, engine_environment
+from llm.backends.connections import LoopClients
 from llm.backends.gguf import GGUFHeader, NotGGUF, read_header
 from llm.backends.host import EngineHost
 from llm.backends.http import HttpExchange
@@ -147,6 +149,29 @@ class _Server:
     async def ask(self, path: str, body: Any) -> Any:
         return await self._call("POST", path, body)
 
+    async def state(self, action: str, file: str) -> None:
+        """Save or restore the slot, with a client of its own: seldom, and the exchange takes no query."""
+        clients = LoopClients(self.exchange.config.timeout)
+        client = await clients.get(parse_address(self.address))
+        import httpx  # noqa: PLC0415 - a call has it loaded
+
+        status: int | str
+        try:
+            reply = await client.post(
+                f"{self.address}/slots/0",
+                params={"action": action},
+                headers={"Authorization": f"Bearer {self.key}"},
+                json={"filename": file},
+            )
+            status = reply.status_code
+        except httpx.HTTPError as error:
+            status = type(error).__name__
+        finally:
+            await clients.close()
+        if status != 200:
+            msg = f"llama.cpp did not {action} its state ({status})"
+            raise ServerError(msg)
+
     async def sleeps(self) -> bool:
         return bool((await self._call("GET", "/props"))["is_sleeping"])
 
@@ -198,23 +223,26 @@ class LlamaCppBackend(LLMClient):
             BadRequest: the prompt is longer than the context, or the schema cannot be followed.
             ServerError: the process died.
         """
-        async with self._turn(request) as server:
+        async with self._turn(request) as (server, told):
             response = await openai_chat(
                 self._exchange, request, base=f"{server.address}/v1", key=self._key, backend=self.backend
             )
-        return replace(response, model=request.model)
+        return _finished(response, request, told=told)
 
     @asynccontextmanager
-    async def _turn(self, request: LLMRequest) -> AsyncIterator[_Server]:
-        """The server for this call alone, with as much of the prompt in it as was kept."""
+    async def _turn(self, request: LLMRequest) -> AsyncIterator[tuple[_Server, bool]]:
+        """The server for this call alone, with as much of the prompt in it as was kept.
+
+        The second value is true when it was told a part of the prompt just now, to be kept.
+        """
         if request.tools and not (await self.capabilities()).tools:
             msg = f"{request.model} was not made for tools: its chat template has no place for them"
             raise NotSupported(msg)
         async with self._host.turn() as process, self._blamed(process) as server:
             try:
-                if self._files is not None:
-                    await self._prefixes.prepare(self._files, server, request)
-                yield server
+                files = self._files
+                told = files is not None and await self._prefixes.prepare(files, server, request)
+                yield server, told
             finally:
                 self._prefixes.finished()
 
@@ -332,6 +360,12 @@ class LlamaCppBackend(LLMClient):
             return PrefixFiles(folder, f"{model.identity} {self.config.context_length} {_engine_version()}")
         except OSError:
             return None
+
+
+def _finished(response: LLMResponse, request: LLMRequest, *, told: bool) -> LLMResponse:
+    """The response under the configured name; what was read for this very call was not cached before it."""
+    cached = 0 if told else response.cached_tokens
+    return replace(response, model=request.model, cached_tokens=cached)
 
 
 def _vectors(reply: Any, wanted: int) -> list[tuple[float, ...]]:

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from llm.errors import LLMError
 from llm.types import LLMRequest
@@ -217,6 +217,10 @@ class Slot(Protocol):
         """POST to the engine; raises an `LLMError`."""
         ...
 
+    async def state(self, action: Literal["save", "restore"], file: str) -> None:
+        """Write what it has read to a file of the folder, or take it from there; raises an `LLMError`."""
+        ...
+
     async def sleeps(self) -> bool:
         """Whether it has unloaded its model, and with it what it had read."""
         ...
@@ -235,15 +239,20 @@ class PrefixKeeper:
         self._pid: int | None = None
         self._last_call = 0.0
 
-    async def prepare(self, files: PrefixFiles, slot: Slot, request: LLMRequest) -> None:
-        """Bring the engine as far as is worth it before it gets the prompt. Never raises an `LLMError`."""
+    async def prepare(self, files: PrefixFiles, slot: Slot, request: LLMRequest) -> bool:
+        """Bring the engine as far as is worth it before it gets the prompt. Never raises an `LLMError`.
+
+        Returns:
+            Whether the engine has read a part of this prompt just now, which is no hit of its own cache.
+        """
         try:
             if await self._has_forgotten(slot):
                 await self._restore(files, slot, request)
             if request.cache in {"on", "write"}:
-                await self._save(files, slot, request)
-        except LLMError as error:  # the call itself will say what is wrong, if it is more than this
+                return await self._save(files, slot, request)
+        except (LLMError, OSError) as error:  # the call itself will say what is wrong, if more is than this
             _log.debug("the beginning of a prompt could not be kept: %s", error)
+        return False
 
     def finished(self) -> None:
         """Note the end of a call: from now on the engine is idle."""
@@ -265,7 +274,7 @@ class PrefixKeeper:
             await self._drop(files, saved, request)
             return
         try:
-            await slot.ask("/slots/0?action=restore", {"filename": saved.path.name})
+            await slot.state("restore", saved.path.name)
         except LLMError:
             await self._drop(files, saved, request)
             raise
@@ -275,7 +284,7 @@ class PrefixKeeper:
         self._learner.note(request, 0)
         await asyncio.to_thread(files.forget, saved)
 
-    async def _save(self, files: PrefixFiles, slot: Slot, request: LLMRequest) -> None:
+    async def _save(self, files: PrefixFiles, slot: Slot, request: LLMRequest) -> bool:
         beginning = self._learner.beginning(request)
         kept = self._learner.kept(request)
         if kept is None and len(beginning.text) >= WORTH_CHARACTERS:
@@ -283,13 +292,14 @@ class PrefixKeeper:
             kept = 0 if saved is None else saved.length
             self._learner.note(request, kept)
         if len(beginning.text) - (kept or 0) < WORTH_CHARACTERS:
-            return
+            return False
         self._learner.note(request, len(beginning.text))  # whatever comes now, it is not tried at each call
         rendered = await slot.ask("/apply-template", chat_body(request, Takes()))
         head = beginning.within(str(rendered["prompt"]))
         if head is None:
-            return
+            return False
         # Reads it, which the call would have to anyway, so that the state ends where the beginning does.
         await slot.ask("/completion", {"prompt": head, "n_predict": 0, "cache_prompt": True})
-        await slot.ask("/slots/0?action=save", {"filename": files.part_name})
+        await slot.state("save", files.part_name)
         await asyncio.to_thread(files.keep, beginning.text)
+        return True
