@@ -51,7 +51,8 @@ class GGUFHeader:
     @property
     def context_length(self) -> int:
         """Tokens that the model was trained with, 0 if the file does not say."""
-        return int(self.about("context_length") or 0)
+        found = self.about("context_length")
+        return found if isinstance(found, int) else 0
 
     @property
     def embeds(self) -> bool:
@@ -84,7 +85,7 @@ def read_header(path: Path) -> GGUFHeader:
     with _mapped(path) as data:
         try:
             return GGUFHeader(dict(_pairs(data)))
-        except (struct.error, UnicodeDecodeError, IndexError, KeyError) as error:
+        except (struct.error, UnicodeDecodeError, LookupError, OverflowError, RecursionError) as error:
             msg = f"{path} has no readable GGUF header"
             raise NotGGUF(msg) from error
 
