@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from llm.backends.pulled import make_private_folders
 from llm.errors import LLMError
 from llm.types import LLMRequest
 from llm.wire.openai import chat_body
@@ -77,7 +78,7 @@ class PrefixFiles:
     def __init__(self, folder: Path, identity: str) -> None:
         self.folder = folder
         self._identity = _hash(identity)[:16]
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folders(folder)
         if folder.stat().st_mode & 0o077:
             folder.chmod(0o700)
 

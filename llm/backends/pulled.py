@@ -183,7 +183,7 @@ def pull_lock(path: Path, folder: Path) -> Iterator[None]:
 
     locks = folder / ".locks"
     for each in (locks, path.parent):
-        _make_private_folders(each)
+        make_private_folders(each)
     name = "--".join(path.relative_to(folder).parts) + ".lock"
     handle = os.open(locks / name, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
@@ -199,7 +199,12 @@ def pull_lock(path: Path, folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _make_private_folders(folder: Path) -> None:
+def make_private_folders(folder: Path) -> None:
+    """Make a folder and those above it that are missing, for their owner only.
+
+    Raises:
+        OSError: one cannot be made.
+    """
     for each in reversed((folder, *folder.parents)):
         if not each.exists():
             with suppress(FileExistsError):  # another pull makes it too
