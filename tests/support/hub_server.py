@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
 from urllib.parse import unquote, urlsplit
@@ -37,6 +40,8 @@ class Hub:
         ranges: whether the host of the bytes understands Range.
         token: who may read; everybody if empty.
         moved: "owner/name" that was renamed, to its new name.
+        linked: whether the hub names size and sum.
+        stalls_after: after how many bytes of a body nothing more comes, None for not at all.
     """
 
     files: dict[str, Stored] = field(default_factory=dict)
@@ -47,6 +52,7 @@ class Hub:
     token: str = ""
     moved: dict[str, str] = field(default_factory=dict)
     linked: bool = True
+    stalls_after: int | None = None
 
 
 class BytesServer(LoopbackServer):
@@ -82,6 +88,10 @@ async def send_bytes(hub: Hub, request: SeenRequest, writer: asyncio.StreamWrite
     body = stored.content[start:]
     cut = hub.cuts.pop(0) if hub.cuts else None
     whole = http_message(status, body, headers)
+    if hub.stalls_after is not None:
+        writer.write(whole[: len(whole) - len(body) + hub.stalls_after])
+        await writer.drain()
+        await asyncio.Event().wait()  # until the connection or the server ends
     writer.write(whole if cut is None else whole[: len(whole) - len(body) + cut])
     await writer.drain()
 
@@ -130,6 +140,22 @@ class HubServer(LoopbackServer):
 
     def _place(self, name: str) -> str:
         return f"{self.bytes_server.origin}/{name}?X-Amz-Signature=secret-signature"
+
+
+@contextmanager
+def served(server: LoopbackServer) -> Iterator[LoopbackServer]:
+    """Run a server in a thread of its own, for programs that run a loop themselves."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(server.__aenter__(), loop).result(10)
+        yield server
+        asyncio.run_coroutine_threadsafe(server.__aexit__(None, None, None), loop).result(10)
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 def changed(stored: Stored, content: bytes) -> Stored:
