@@ -7,8 +7,8 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -26,7 +26,7 @@ from llm.backends.known import PACKAGED
 from llm.backends.models import model_file
 from llm.backends.prefixes import PrefixFiles, PrefixKeeper
 from llm.backends.pulled import models_folder
-from llm.backends.remote import openai_chat
+from llm.backends.remote import openai_chat, openai_stream
 from llm.client import LLMClient
 from llm.config import LLMConfig
 from llm.errors import (
@@ -40,7 +40,7 @@ from llm.errors import (
 )
 from llm.events import Observer
 from llm.middleware.base import Middleware
-from llm.types import Capabilities, Embeddings, EmbedRequest, LLMRequest, LLMResponse
+from llm.types import Capabilities, Chunk, Embeddings, EmbedRequest, LLMRequest, LLMResponse, StreamEnd
 from llm.wire.common import as_list, as_object, count
 
 _SCRIPT = Path(__file__).parent.parent / "engines" / "llamacpp_server.py"
@@ -228,6 +228,23 @@ class LlamaCppBackend(LLMClient):
                 self._exchange, request, base=f"{server.address}/v1", key=self._key, backend=self.backend
             )
         return _finished(response, request, told=told)
+
+    async def send_stream(self, request: LLMRequest) -> AsyncGenerator[Chunk, None]:
+        """Answer one request in pieces; the engine is the caller's alone until the stream ends or is closed.
+
+        Raises:
+            LLMError: as for `send`.
+        """
+        async with self._turn(request) as (server, told):
+            chunks = openai_stream(
+                self._exchange, request, base=f"{server.address}/v1", key=self._key, backend=self.backend
+            )
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    if isinstance(chunk, StreamEnd):
+                        yield StreamEnd(_finished(chunk.response, request, told=told))
+                        return
+                    yield chunk
 
     @asynccontextmanager
     async def _turn(self, request: LLMRequest) -> AsyncIterator[tuple[_Server, bool]]:
