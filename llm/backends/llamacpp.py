@@ -21,12 +21,11 @@ from llm.backends.child import EngineProcess, Launch, engine_environment
 from llm.backends.connections import LoopClients
 from llm.backends.gguf import GGUFHeader, NotGGUF, read_header
 from llm.backends.host import EngineHost
-from llm.backends.http import HttpExchange
+from llm.backends.http import HttpExchange, folded, reading_from
 from llm.backends.known import PACKAGED
 from llm.backends.models import model_file
 from llm.backends.prefixes import PrefixFiles, PrefixKeeper
 from llm.backends.pulled import models_folder
-from llm.backends.remote import openai_chat, openai_stream
 from llm.client import LLMClient
 from llm.config import LLMConfig
 from llm.errors import (
@@ -41,11 +40,14 @@ from llm.errors import (
 from llm.events import Observer
 from llm.middleware.base import Middleware
 from llm.types import Capabilities, Chunk, Embeddings, EmbedRequest, LLMRequest, LLMResponse, StreamEnd
+from llm.wire import openai
 from llm.wire.common import as_list, as_object, count
+from llm.wire.takes import Takes
 
 _SCRIPT = Path(__file__).parent.parent / "engines" / "llamacpp_server.py"
 _INSTALL = "pip install 'askfirst[llamacpp]'"
 
+_CHAT = "/v1/chat/completions"
 _TOO_LONG = re.compile(r"\((\d+) tokens\) exceeds the available context size \((\d+) tokens\)")
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large")
 
@@ -160,7 +162,7 @@ class _Server:
             reply = await client.post(
                 f"{self.address}/slots/0",
                 params={"action": action},
-                headers={"Authorization": f"Bearer {self.key}"},
+                headers=self._headers,
                 json={"filename": file},
             )
             status = reply.status_code
@@ -175,9 +177,15 @@ class _Server:
     async def sleeps(self) -> bool:
         return bool((await self._call("GET", "/props"))["is_sleeping"])
 
+    def stream(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
+        return self.exchange.stream("POST", self.address + path, headers=self._headers, body=body)
+
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
-        headers = {"Authorization": f"Bearer {self.key}"}
-        return await self.exchange.request_json(method, self.address + path, headers=headers, body=body)
+        return await self.exchange.request_json(method, self.address + path, headers=self._headers, body=body)
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
 
 
 class LlamaCppBackend(LLMClient):
@@ -212,6 +220,7 @@ class LlamaCppBackend(LLMClient):
         self._exchange = HttpExchange(config, way_out="call again: the engine starts anew if it died")
         self._prefixes = PrefixKeeper(config.idle_seconds)
         self._files: PrefixFiles | None = None
+        self._thinks = False
 
     async def send(self, request: LLMRequest) -> LLMResponse:
         """Answer one request.
@@ -224,9 +233,9 @@ class LlamaCppBackend(LLMClient):
             ServerError: the process died.
         """
         async with self._turn(request) as (server, told):
-            response = await openai_chat(
-                self._exchange, request, base=f"{server.address}/v1", key=self._key, backend=self.backend
-            )
+            payload = await server.ask(_CHAT, self._body(request))
+            with reading_from(server.address):
+                response = openai.read_chat(payload, request, backend=self.backend)
         return _finished(response, request, told=told)
 
     async def send_stream(self, request: LLMRequest) -> AsyncGenerator[Chunk, None]:
@@ -236,15 +245,21 @@ class LlamaCppBackend(LLMClient):
             LLMError: as for `send`.
         """
         async with self._turn(request) as (server, told):
-            chunks = openai_stream(
-                self._exchange, request, base=f"{server.address}/v1", key=self._key, backend=self.backend
-            )
+            values = server.stream(_CHAT, self._body(request, stream=True))
+            chunks = folded(values, openai.ChatStream(request, backend=self.backend), server.address)
             async with aclosing(chunks):
                 async for chunk in chunks:
                     if isinstance(chunk, StreamEnd):
                         yield StreamEnd(_finished(chunk.response, request, told=told))
                         return
                     yield chunk
+
+    def _body(self, request: LLMRequest, *, stream: bool = False) -> dict[str, Any]:
+        """OpenAI's body, and whether a model that can think shall: unasked, such models always do."""
+        body = openai.chat_body(request, Takes(), stream=stream)
+        if self._thinks:
+            body["chat_template_kwargs"] = {"enable_thinking": bool(request.think)}
+        return body
 
     @asynccontextmanager
     async def _turn(self, request: LLMRequest) -> AsyncIterator[tuple[_Server, bool]]:
@@ -337,6 +352,7 @@ class LlamaCppBackend(LLMClient):
         if model.header.embeds:
             msg = f"{model.name} is made for embeddings and does not chat; set LLM_MODEL to another model"
             raise NotSupported(msg)
+        self._thinks = model.header.thinks
         self._files = self._prefix_files(model)
         folder = "" if self._files is None else str(self._files.folder.absolute())
         return self._launched(model, context_length=self.config.context_length, slot_folder=folder)

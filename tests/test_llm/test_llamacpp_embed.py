@@ -175,6 +175,27 @@ class TestCapabilities:
             await LlamaCppBackend(config(model="gpt-9")).capabilities()
 
 
+THINKING_TEMPLATE = """{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% if not enable_thinking %}<think>nothing to think about here, so here is the plain answer</think>
+{% endif %}{% endif %}"""
+
+
+@pytest.mark.engine
+@requires_llamacpp
+class TestThinking:
+    async def test_a_model_that_can_think_is_told_each_time_whether_it_shall(self, tmp_path: Path) -> None:
+        path = await asyncio.to_thread(
+            with_template, model_file("smollm2:135m"), tmp_path / "thinker.gguf", THINKING_TEMPLATE
+        )
+        async with LlamaCppBackend(config(model=str(path), max_tokens=16)) as backend:
+            assert (await backend.capabilities()).thinking is True
+            silent = await backend.generate("How are you?")
+            thinking = await backend.generate("How are you?", think=True)
+        assert silent.prompt_tokens > thinking.prompt_tokens + 8
+
+
 @pytest.mark.engine
 @requires_llamacpp
 class TestTools:

@@ -316,4 +316,4 @@ class TestWithTheEngine:
     async def test_a_prompt_beyond_the_context_is_refused_as_before(self, tmp_path: Path) -> None:
         async with LlamaCppBackend(config(tmp_path, context_length=256)) as backend:
             with pytest.raises(LLMError, match="the context 256"):
-                await backend.generate("What is rule 1?", RULES)
+                await backend.generate("What is rule 1?", RULES * 3)
