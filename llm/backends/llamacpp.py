@@ -178,7 +178,9 @@ class _Server:
         return bool((await self._call("GET", "/props"))["is_sleeping"])
 
     def stream(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
-        return self.exchange.stream("POST", self.address + path, headers=self._headers, body=body)
+        # llama.cpp hangs up after a stream though it does not say so: the next call must not meet that.
+        headers = {**self._headers, "Connection": "close"}
+        return self.exchange.stream("POST", self.address + path, headers=headers, body=body)
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
         return await self.exchange.request_json(method, self.address + path, headers=self._headers, body=body)

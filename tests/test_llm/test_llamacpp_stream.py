@@ -80,6 +80,25 @@ class TestStreaming:
             assert not waiting.done()
         assert (await waiting).completion_tokens == 2
 
+    async def test_no_connection_is_kept_after_a_stream(self, backend: LlamaCppBackend) -> None:
+        # llama.cpp hangs up after each without saying so: the next call would be sent into nothing.
+        process = backend._host.current
+        assert process is not None
+        port = int((await process.ready())["address"].rpartition(":")[2])
+
+        def connections() -> list[str]:
+            ours = psutil.Process().net_connections("tcp4")
+            live = ("ESTABLISHED", "CLOSE_WAIT")
+            return [
+                each.status for each in ours if each.raddr and each.raddr.port == port and each.status in live
+            ]
+
+        async with backend.stream(QUESTION, max_tokens=1) as stream:
+            assert [chunk async for chunk in stream]
+        assert await asyncio.to_thread(connections) == []
+        assert (await backend.generate(QUESTION, max_tokens=1)).completion_tokens == 1
+        assert await asyncio.to_thread(connections) == ["ESTABLISHED"]
+
     async def test_a_reply_to_a_schema_streams_too(self, backend: LlamaCppBackend) -> None:
         schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
         async with backend.stream(QUESTION, schema=schema, max_tokens=60) as stream:
