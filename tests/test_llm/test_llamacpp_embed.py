@@ -11,7 +11,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from llm import LLMConfig, Tool
+from llm import LLMConfig, LLMMessage, StreamEnd, Tool, ToolCall
 from llm.backends.llamacpp import LlamaCppBackend
 from llm.backends.models import model_file
 from llm.errors import BadRequest, ModelNotFound, NotSupported, ServerError
@@ -27,20 +27,32 @@ WEATHER = Tool(
     "weather", "The weather of a city", {"type": "object", "properties": {"city": {"type": "string"}}}
 )
 
-TOOL_TEMPLATE = """{%- for message in messages %}
-{%- if loop.first and tools %}<|im_start|>system
-Tools: {% for tool in tools %}{{ tool | tojson }}{% endfor %}<|im_end|>
+TOOL_TEMPLATE = """{%- if tools %}<|im_start|>system
+You may call one or more functions to assist with the user query. They are:
+<tools>{% for tool in tools %}
+{{ tool | tojson }}{% endfor %}
+</tools>
+For each call, return a json object with its name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{"name": <function-name>, "arguments": <args-json-object>}
+</tool_call><|im_end|>
 {% endif %}
-{%- if message.tool_calls %}<|im_start|>assistant
-{% for call in message.tool_calls %}<tool_call>
-{{ call.function | tojson }}
+{%- for message in messages %}
+{%- if message.role == "assistant" and message.tool_calls %}<|im_start|>assistant
+{%- for called in message.tool_calls %}{{ "\\n" }}<tool_call>
+{"name": "{{ called.function.name }}", "arguments": {{ called.function.arguments | tojson }}}
 </tool_call>{% endfor %}<|im_end|>
+{% elif message.role == "tool" %}<|im_start|>user
+<tool_response>
+{{ message.content }}
+</tool_response><|im_end|>
 {% else %}<|im_start|>{{ message.role }}
 {{ message.content }}<|im_end|>
 {% endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
+"""The way of Qwen 2.5, shortened."""
 
 
 def config(**values: object) -> LLMConfig:
@@ -214,3 +226,26 @@ class TestTools:
             without = await backend.generate("How is the weather in Oslo?")
             offered = await backend.generate("How is the weather in Oslo?", tools=[WEATHER])
         assert offered.prompt_tokens > without.prompt_tokens + 30
+
+    async def test_a_call_that_the_model_asks_for_comes_back_whole_and_as_a_stream(
+        self, tmp_path: Path
+    ) -> None:
+        path = await asyncio.to_thread(
+            with_template, model_file("smollm2:135m"), tmp_path / "tools.gguf", TOOL_TEMPLATE
+        )
+        turns: list[LLMMessage] = []
+        for city in ("Paris", "Rome", "Lima", "Cairo"):  # it is a small model, and has to be shown how
+            call = ToolCall(f"call-{city}", "weather", {"city": city})
+            turns += [
+                LLMMessage("user", f"How is the weather in {city}?"),
+                LLMMessage("assistant", "", (call,)),
+            ]
+        turns.append(LLMMessage("user", "How is the weather in Oslo?"))
+        async with LlamaCppBackend(config(model=str(path), max_tokens=60)) as backend:
+            whole = await backend.chat(turns, tools=[WEATHER])
+            end = [chunk async for chunk in backend.stream_chat(turns, tools=[WEATHER])][-1]
+        assert isinstance(end, StreamEnd)
+        for response in (whole, end.response):
+            (asked,) = response.tool_calls
+            assert (asked.name, asked.arguments) == ("weather", {"city": "Oslo"})
+            assert response.finish_reason == "tool_calls"
