@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,6 +27,7 @@ from llm.backends.known import PACKAGED
 from llm.backends.models import model_file
 from llm.backends.prefixes import PrefixFiles, PrefixKeeper
 from llm.backends.pulled import models_folder
+from llm.backends.remote import openai_embed
 from llm.client import LLMClient
 from llm.config import LLMConfig
 from llm.errors import (
@@ -39,9 +41,9 @@ from llm.errors import (
 )
 from llm.events import Observer
 from llm.middleware.base import Middleware
+from llm.overflow import ROUNDS, shortened, too_long
 from llm.types import Capabilities, Chunk, Embeddings, EmbedRequest, LLMRequest, LLMResponse, StreamEnd
 from llm.wire import openai
-from llm.wire.common import as_list, as_object, count
 from llm.wire.takes import Takes
 
 _SCRIPT = Path(__file__).parent.parent / "engines" / "llamacpp_server.py"
@@ -53,9 +55,6 @@ _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large")
 
 _EMBED_CONTEXT = 2048
 """Most tokens of one text to embed; the engine's buffers grow with it."""
-
-_TEXTS_AT_ONCE = 32
-"""So that a reply stays far below the byte cap and a caller who leaves is noticed soon."""
 
 
 def unavailable_reason(model: str, *, model_dir: str | None = None) -> str | None:
@@ -162,7 +161,7 @@ class _Server:
             reply = await client.post(
                 f"{self.address}/slots/0",
                 params={"action": action},
-                headers=self._headers,
+                headers=self.headers,
                 json={"filename": file},
             )
             status = reply.status_code
@@ -179,14 +178,14 @@ class _Server:
 
     def stream(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
         # llama.cpp hangs up after a stream though it does not say so: the next call must not meet that.
-        headers = {**self._headers, "Connection": "close"}
+        headers = {**self.headers, "Connection": "close"}
         return self.exchange.stream("POST", self.address + path, headers=headers, body=body)
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
-        return await self.exchange.request_json(method, self.address + path, headers=self._headers, body=body)
+        return await self.exchange.request_json(method, self.address + path, headers=self.headers, body=body)
 
     @property
-    def _headers(self) -> dict[str, str]:
+    def headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.key}"}
 
 
@@ -235,7 +234,13 @@ class LlamaCppBackend(LLMClient):
             ServerError: the process died.
         """
         async with self._turn(request) as (server, told):
-            payload = await server.ask(_CHAT, self._body(request))
+            sent, payload = request, None
+            for round_ in count():
+                try:
+                    payload = await server.ask(_CHAT, self._body(sent))
+                    break
+                except BadRequest as error:
+                    sent = self._shorter(sent, error, round_)
             with reading_from(server.address):
                 response = openai.read_chat(payload, request, backend=self.backend)
         return _finished(response, request, told=told)
@@ -247,21 +252,39 @@ class LlamaCppBackend(LLMClient):
             LLMError: as for `send`.
         """
         async with self._turn(request) as (server, told):
-            values = server.stream(_CHAT, self._body(request, stream=True))
-            chunks = folded(values, openai.ChatStream(request, backend=self.backend), server.address)
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    if isinstance(chunk, StreamEnd):
-                        yield StreamEnd(_finished(chunk.response, request, told=told))
-                        return
-                    yield chunk
+            sent, begun = request, False
+            for round_ in count():
+                values = server.stream(_CHAT, self._body(sent, stream=True))
+                chunks = folded(values, openai.ChatStream(request, backend=self.backend), server.address)
+                try:
+                    async with aclosing(chunks):
+                        async for chunk in chunks:
+                            begun = True
+                            if isinstance(chunk, StreamEnd):
+                                yield StreamEnd(_finished(chunk.response, request, told=told))
+                                return
+                            yield chunk
+                    break
+                except BadRequest as error:
+                    if begun:
+                        raise
+                    sent = self._shorter(sent, error, round_)
+
+    def _shorter(self, request: LLMRequest, error: BadRequest, round_: int) -> LLMRequest:
+        """A prompt that was too long with its oldest turns left out, if LLM_OVERFLOW is "trim".
+
+        Raises:
+            BadRequest: `error`, when it is about something else, or there is nothing to leave out.
+        """
+        told = too_long(str(error)) if self.config.overflow == "trim" and round_ < ROUNDS else None
+        shorter = None if told is None else shortened(request, told, context=self.config.context_length)
+        if shorter is None:
+            raise error
+        return shorter
 
     def _body(self, request: LLMRequest, *, stream: bool = False) -> dict[str, Any]:
         """OpenAI's body, and whether a model that can think shall: unasked, such models always do."""
-        body = openai.chat_body(request, Takes(), stream=stream)
-        if self._thinks:
-            body["chat_template_kwargs"] = {"enable_thinking": bool(request.think)}
-        return body
+        return openai.chat_body(request, Takes(effort=False, switch=self._thinks), stream=stream)
 
     @asynccontextmanager
     async def _turn(self, request: LLMRequest) -> AsyncIterator[tuple[_Server, bool]]:
@@ -298,17 +321,14 @@ class LlamaCppBackend(LLMClient):
             BadRequest: a text is longer than the model reads.
             LLMError: as for `send`.
         """
-        vectors: list[tuple[float, ...]] = []
-        tokens = 0
         async with self._embed_host.turn() as process, self._blamed(process) as server:
-            for start in range(0, len(request.texts), _TEXTS_AT_ONCE):
-                texts = request.texts[start : start + _TEXTS_AT_ONCE]
-                reply = as_object(await server.ask("/v1/embeddings", {"input": texts}), "body")
-                vectors += _vectors(reply, len(texts))
-                tokens += count(as_object(reply.get("usage") or {}, "usage"), "prompt_tokens")
-        return Embeddings(
-            vectors=tuple(vectors), model=request.model, backend=self.backend, prompt_tokens=tokens
-        )
+            return await openai_embed(
+                self._exchange,
+                request,
+                base=f"{server.address}/v1",
+                headers=server.headers,
+                backend=self.backend,
+            )
 
     async def capabilities(self) -> Capabilities:
         """What the model's file says of itself; nothing is loaded.
@@ -401,19 +421,6 @@ def _finished(response: LLMResponse, request: LLMRequest, *, told: bool) -> LLMR
     """The response under the configured name; what was read for this very call was not cached before it."""
     cached = 0 if told else response.cached_tokens
     return replace(response, model=request.model, cached_tokens=cached)
-
-
-def _vectors(reply: Any, wanted: int) -> list[tuple[float, ...]]:
-    """The vectors of a reply, in the order of the texts."""
-    data = [as_object(entry, "data") for entry in as_list(reply.get("data"), "data")]
-    found = {
-        entry.get("index"): tuple(float(number) for number in as_list(entry.get("embedding"), "embedding"))
-        for entry in data
-    }
-    if sorted(found, key=str) != sorted(range(wanted), key=str):
-        msg = f"llama.cpp gave {len(found)} vectors for {wanted} texts"
-        raise BadReply(msg)
-    return [found[number] for number in range(wanted)]
 
 
 def _translated(error: LLMError) -> LLMError:

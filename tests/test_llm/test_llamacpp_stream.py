@@ -10,7 +10,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from llm import LLMConfig, StreamEnd, TextChunk
+from llm import LLMConfig, LLMMessage, StreamEnd, TextChunk
 from llm.backends.llamacpp import LlamaCppBackend
 from llm.errors import BadRequest, DeadlineExceeded, ServerError
 from tests.support.engines import requires_llamacpp
@@ -111,6 +111,23 @@ class TestStreaming:
         with pytest.raises(BadRequest, match="and the context 4096; shorten the prompt"):
             async for _ in backend.stream("word " * 5000):
                 pass
+
+
+class TestAPromptTooLong:
+    async def test_its_oldest_turns_are_left_out_when_that_is_wanted(self) -> None:
+        turns = [
+            LLMMessage("user", "word " * 150),
+            LLMMessage("assistant", "I see. " * 20),
+            LLMMessage("user", "What is the capital of France? Answer in one sentence."),
+        ]
+        small = config().with_values(context_length=256, overflow="trim", max_tokens=20)
+        async with LlamaCppBackend(small) as backend:
+            whole = await backend.chat(turns)
+            end = [chunk async for chunk in backend.stream_chat(turns)][-1]
+        assert isinstance(end, StreamEnd)
+        for response in (whole, end.response):
+            assert "Paris" in response.content
+            assert response.prompt_tokens < 256
 
 
 class TestDeathInTheMiddle:
