@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from llm.routes import Routes
     from llm.streams import LLMStream
     from llm.templates import Prompt, PromptTemplate, Templates
+    from llm.tools import run_tools, tool_of
     from llm.types import (
         Caller,
         Capabilities,
@@ -112,7 +113,9 @@ _HOMES = {
     "fenced": "llm.fence",
     "get_llm_client": "llm.factory",
     "register_backend": "llm.registry",
+    "run_tools": "llm.tools",
     "select_backend": "llm.autoselect",
+    "tool_of": "llm.tools",
 }
 
 __all__ = [
@@ -164,7 +167,9 @@ __all__ = [
     "fenced",
     "get_llm_client",
     "register_backend",
+    "run_tools",
     "select_backend",
+    "tool_of",
 ]
 
 # Hidden from type checkers: a module __getattr__ would turn every typo into a valid name for them.

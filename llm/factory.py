@@ -3,9 +3,10 @@
 The order of the wrappers, outermost first:
 
     caller -> total deadline -> [router -> per backend:]
-    cache -> breaker -> retry -> limit -> observe -> backend
+    cache -> budget -> breaker -> retry -> limit -> observe -> backend
 
 - A hit of the cache costs nothing, and no time, place or budget.
+- The budget stands before the breaker: what is not paid for is not asked, and says nothing about a backend.
 - The breaker stands before the retries. It counts calls and not attempts, so that a hiccup which a retry
   cures is no failure; while it is open a call is refused before it waits for anything; and the one call that
   tries whether the backend is back may be retried like any other. The other way round, one call would use up
@@ -32,6 +33,7 @@ from llm.middleware.retry import Retry
 from llm.registry import backend_class
 
 if TYPE_CHECKING:
+    from llm.budgets import Budget
     from llm.routes import Routes
 
 PARALLEL_VARIABLE = "OLLAMA_NUM_PARALLEL"
@@ -61,16 +63,23 @@ def get_llm_client(
         return _client(config, observers)
     from llm.router import routed  # noqa: PLC0415 - most programs have one backend
 
-    return routed(config, lambda _, each: _client(each, observers), observers)
+    if config.budget:
+        from llm.budgets import parse_budgets  # noqa: PLC0415 - only where spending is counted
+
+        total = parse_budgets(config.budget)
+    else:
+        total = ()
+    return routed(config, lambda name, each: _client(each, observers, name=name, total=total), observers)
 
 
-def _client(config: LLMConfig, observers: Sequence[Observer]) -> LLMClient:
+def _client(
+    config: LLMConfig, observers: Sequence[Observer], *, name: str = "", total: Sequence[Budget] = ()
+) -> LLMClient:
+    """One backend with its wrappers; for `name` and `total` see `_spending`."""
+    gate, books = _spending(config, name=name, total=total)
+    middleware = [*_cache(config), *gate, *_breaker(config), *_retry(config), *_limit(config)]
     backend = backend_class(config.backend)
-    return backend(config, middleware=_middleware(config), observers=observers)
-
-
-def _middleware(config: LLMConfig) -> list[Middleware]:
-    return [*_cache(config), *_breaker(config), *_retry(config), *_limit(config)]
+    return backend(config, middleware=middleware, observers=[*books, *observers])
 
 
 def _cache(config: LLMConfig) -> list[Middleware]:
@@ -82,6 +91,34 @@ def _cache(config: LLMConfig) -> list[Middleware]:
     # What shapes an answer and is in no request; the backend's name comes from the backend itself.
     namespace = {"api_base": config.api_base, "context_length": config.context_length}
     return [ResponseCache(SqliteResponseStore(config.cache_dir), namespace=namespace)]
+
+
+def _spending(
+    config: LLMConfig, *, name: str = "", total: Sequence[Budget] = ()
+) -> tuple[list[Middleware], list[Observer]]:
+    """The budget gate and the ledger's observer of one backend; nothing when neither is configured.
+
+    Args:
+        config: how that backend is reached.
+        name: its name where there are several; its own budget is then in its own scope, else in total.
+        total: the budgets that all backends of the program share.
+    """
+    if not (config.budget or config.usage_file or total):
+        return [], []
+    from llm.budgets import parse_budgets  # noqa: PLC0415 - only where spending is counted
+
+    own = parse_budgets(config.budget, backend=name) if config.budget else ()
+    budgets = tuple(dict.fromkeys((*total, *own)))
+    from llm.backends.place import OLLAMA_CLOUD, work_place  # noqa: PLC0415 - only where spending is counted
+    from llm.middleware.bookkeeper import Bookkeeper  # noqa: PLC0415 - sqlite3 is loaded only where it is used
+    from llm.pricing import PriceList, parse_prices  # noqa: PLC0415
+
+    place = work_place(config)
+    prices = PriceList(
+        free=place.own, but_not=OLLAMA_CLOUD, url=place.url, named=parse_prices(config.prices or "")
+    )
+    keeper = Bookkeeper.of(config.usage_file)
+    return keeper.gate(budgets, prices, timeout=config.timeout), [keeper.observer(prices, here=place.here)]
 
 
 def _breaker(config: LLMConfig) -> list[Middleware]:

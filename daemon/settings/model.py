@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -22,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from agents.base import NAME_PATTERN
 from agents.config import AgentConfig
 from agents.errors import InvalidProposal
 from agents.proposal import DEFAULT_EXPIRY, Approvers
@@ -30,6 +33,7 @@ from daemon.errors import SettingsError, SettingsProblem
 from daemon.settings.places import default_data_dir
 from daemon.settings.sources import Sources
 from daemon.settings.toml_lines import KeyPath
+from llm.budgets import Budget, parse_budgets
 from llm.config import AUTO, ENVIRONMENT, LLMConfig
 from llm.errors import ConfigurationError
 
@@ -61,11 +65,43 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().resolve()
 
 
+def _prices_as_text(value: Any) -> Any:
+    """The table [llm.prices] as `LLM_PRICES` has it; what is no such table is left for the check of that."""
+    if not isinstance(value, Mapping):
+        return value
+    prices: list[str] = []
+    for model, table in value.items():
+        kept = dict(table) if isinstance(table, Mapping) else {}
+        amounts = [kept.pop(key, None) for key in ("input", "output", "cached")]
+        given = amounts if amounts[2] is not None else amounts[:2]
+        if kept or not all(isinstance(a, int | float) and not isinstance(a, bool) for a in given):
+            msg = f'must be "{model}" = {{ input = 2.5, output = 10, cached = 1.25 }}, USD per million tokens'
+            raise ValueError(msg)
+        prices.append(f"{model}={'/'.join(f'{Decimal(str(a)):f}' for a in given)}")
+    return ", ".join(prices)
+
+
 Whole = Annotated[int, Strict()]
 Text = Annotated[str, Strict()]
 Switch = Annotated[bool, Strict()]
 Number = Annotated[float, Strict()]
 Folder = Annotated[Path, AfterValidator(_absolute)]
+Prices = Annotated[
+    str,
+    BeforeValidator(_prices_as_text),
+    Strict(),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "properties": {name: {"type": "number"} for name in ("input", "output", "cached")},
+                "required": ["input", "output"],
+                "additionalProperties": False,
+            },
+        }
+    ),
+]
 Duration = Annotated[
     timedelta,
     BeforeValidator(_duration),
@@ -78,6 +114,38 @@ class Section(BaseModel):
     """One table of the configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class BudgetSettings(Section):
+    """What single agents may spend; `llm.budget` is for all of them together."""
+
+    agents: Mapping[str, Text] = Field(
+        default_factory=dict,
+        description='by agent, what it may spend: `agents.matchmaker = "20000 tokens/day"`; unset: no limit',
+    )
+
+    @field_validator("agents")
+    @classmethod
+    def _can_be_read(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name, text in value.items():
+            try:
+                _of_agent(name, text)
+            except ConfigurationError as error:
+                message = str(error).removeprefix("LLM_BUDGET (budget) ")
+                raise ValueError(f"{name}: {message}") from error
+        return value
+
+    def as_texts(self) -> list[str]:
+        """Each of them as `LLM_BUDGET` has it."""
+        return [str(budget) for name, text in self.agents.items() for budget in _of_agent(name, text)]
+
+
+def _of_agent(name: str, text: str) -> list[Budget]:
+    found = parse_budgets(text)
+    if not NAME_PATTERN.fullmatch(name) or any(budget.scope != "total" for budget in found):
+        msg = 'must be an agent\'s name and what that one may spend, such as matchmaker = "20000 tokens/day"'
+        raise ConfigurationError(msg)
+    return [replace(budget, scope="agent", name=name) for budget in found]
 
 
 class ModelSettings(Section):
@@ -160,6 +228,11 @@ class ModelSettings(Section):
     budget: Text | None = Field(
         None, description='what may be spent, such as "100000 tokens/day, 2 usd/month"; unset: no limit'
     )
+    prices: Prices | None = Field(
+        None,
+        description='by model, USD per million tokens: `"gpt-4o" = { input = 2.5, output = 10 }`; '
+        "unset: list prices, 0 on hardware of one's own",
+    )
     usage_file: Folder | None = Field(
         None, description="ledger of all model calls; unset: `llm_usage.sqlite3` in `daemon.data_dir`"
     )
@@ -215,6 +288,9 @@ class RouteSettings(Section):
 class LLMSettings(ModelSettings):
     """Which model to use, or which models, and how they shall answer."""
 
+    budgets: BudgetSettings = Field(
+        default_factory=BudgetSettings, description="what single agents may spend"
+    )
     backends: Mapping[str, BackendSettings] = Field(
         default_factory=dict, description="several backends by name, each with the keys of [llm]"
     )
@@ -358,6 +434,9 @@ class Settings(BaseModel):
         values = self._llm_texts()
         given = {variable: source.get(variable, "").strip() for variable in ENVIRONMENT.values()}
         values.update({variable: text for variable, text in given.items() if text})
+        budgets = [*filter(None, [values.get("LLM_BUDGET")]), *self.llm.budgets.as_texts()]
+        if budgets:
+            values["LLM_BUDGET"] = ", ".join(budgets)
         if values.get("LLM_BACKEND", AUTO).lower() == AUTO:
             values.pop("LLM_BACKEND", None)
         if "LLM_API_KEY" not in values:

@@ -1,12 +1,18 @@
-"""A model's wish to have a tool called, as the wires tell it: in pieces, as JSON text, or as an object."""
+"""Tools on the wires: what a model is offered, and what it asks for: in pieces, as text or as an object."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from llm.errors import BadReply
-from llm.types import ToolCall
+from llm.types import Tool, ToolCall
 from llm.wire.common import as_object, as_text, decode
+
+
+def function_spec(tool: Tool) -> dict[str, Any]:
+    """A tool as OpenAI and Ollama describe it."""
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.parameters}
+    return {"type": "function", "function": function}
 
 
 class PartialCall:

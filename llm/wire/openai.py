@@ -7,43 +7,84 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llm.errors import BadReply
-from llm.types import Chunk, FinishReason, LLMRequest, LLMResponse, TextChunk, ThinkingChunk
-from llm.wire.calls import PartialCall
-from llm.wire.common import as_list, as_object, as_text, count, is_clean, model_name, no_answer, unfenced
+from llm.types import (
+    Capabilities,
+    Chunk,
+    FinishReason,
+    LLMMessage,
+    LLMRequest,
+    LLMResponse,
+    TextChunk,
+    Think,
+    ThinkingChunk,
+)
+from llm.wire.calls import PartialCall, function_spec
+from llm.wire.common import (
+    as_list,
+    as_object,
+    as_text,
+    count,
+    encode,
+    is_clean,
+    model_name,
+    no_answer,
+    unfenced,
+)
+from llm.wire.gateways import Gateway
 from llm.wire.lines import DONE
 from llm.wire.schemas import strict_schema, told
-from llm.wire.takes import Takes
+from llm.wire.takes import EVERYTHING, Takes, sampling_of
+
+_CHAT = Takes(limits=False, effort=False)
+_REASONS = Takes(
+    temperature=False,
+    top_p=False,
+    seed=False,
+    stop=False,
+    limits=False,
+    cap="max_completion_tokens",
+    least="low",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family:
+    """Models of OpenAI by the beginning of their names."""
+
+    pattern: re.Pattern[str]
+    takes: Takes
+    context: int | None
+    tools: bool = True
+
+
+def _family(pattern: str, takes: Takes, context: int | None, *, tools: bool = True) -> _Family:
+    return _Family(pattern=re.compile(pattern), takes=takes, context=context, tools=tools)
+
 
 # First match wins. Reasoning models refuse sampling parameters and the older name of the token limit;
-# json_schema came with gpt-4o-2024-08-06, what is older only takes words.
-_OPENAI: tuple[tuple[re.Pattern[str], Takes], ...] = tuple(
-    (re.compile(pattern), takes)
-    for pattern, takes in (
-        (r"gpt-5[\w.]*-chat", Takes(cap="max_completion_tokens", limits=False)),
-        (
-            r"o1-(mini|preview)",
-            Takes(
-                temperature=False,
-                top_p=False,
-                seed=False,
-                schema=False,
-                limits=False,
-                cap="max_completion_tokens",
-            ),
-        ),
-        (
-            r"o\d|gpt-5",
-            Takes(temperature=False, top_p=False, seed=False, limits=False, cap="max_completion_tokens"),
-        ),
-        (
-            r"gpt-3\.5|gpt-4(-\d{4}|-32k|-turbo|-vision|$)|gpt-4o-2024-05-13",
-            Takes(schema=False, limits=False),
-        ),
-        ("", Takes(limits=False)),
-    )
+# json_schema came with gpt-4o-2024-08-06, what is older only takes words. Only since gpt-5.1 can thinking
+# be switched off; before, the least effort is the next best.
+_OPENAI: tuple[_Family, ...] = (
+    _family(r"gpt-5[\w.]*-chat", replace(_CHAT, cap="max_completion_tokens"), 128_000),
+    _family(
+        "o1-(mini|preview)", replace(_REASONS, schema=False, effort=False, least=""), 128_000, tools=False
+    ),
+    _family(r"o\d", _REASONS, 200_000),
+    _family(r"gpt-5(-|$)", replace(_REASONS, least="minimal"), 400_000),
+    _family(r"gpt-5\.", replace(_REASONS, least="none"), 400_000),
+    _family(r"gpt-3\.5", replace(_CHAT, schema=False), 16_385),
+    _family(r"gpt-4-(turbo|vision|1106|0125)", replace(_CHAT, schema=False), 128_000),
+    _family("gpt-4-32k", replace(_CHAT, schema=False), 32_768),
+    _family(r"gpt-4(-\d{4}|$)", replace(_CHAT, schema=False), 8_192),
+    _family("gpt-4o-2024-05-13", replace(_CHAT, schema=False), 128_000),
+    _family("gpt-4o", _CHAT, 128_000),
+    _family(r"gpt-4\.1", _CHAT, 1_047_576),
+    _family("text-embedding-", _CHAT, 8_192, tools=False),
+    _family("", replace(_CHAT, effort=True), None),
 )
 
 _FINISH: Mapping[str, FinishReason] = {
@@ -66,10 +107,30 @@ def takes(model: str, *, vendor: bool) -> Takes:
         vendor: whether OpenAI itself is asked. Others give old names to other models, and Ollama's /v1
             silently drops `max_completion_tokens`, so nothing is concluded from a name there.
     """
-    if not vendor:
-        return Takes()
+    return _family_of(model).takes if vendor else EVERYTHING
+
+
+def _family_of(model: str) -> _Family:
     name = model.removeprefix("ft:")
-    return next(found for pattern, found in _OPENAI if pattern.match(name))
+    return next(family for family in _OPENAI if family.pattern.match(name))
+
+
+def capabilities(model: str, gateway: Gateway, accepted: Takes) -> Capabilities:
+    """What `model` can do behind `gateway`, as far as names tell; cautious where they do not."""
+    family = _family_of(model) if gateway.names_say else None
+    embedding = "embed" in model.rpartition("/")[2].lower()
+    known = family is not None and family.context is not None
+    return Capabilities(
+        model=model,
+        sampling=sampling_of(accepted),
+        schema=known and accepted.schema and not embedding,
+        tools=(gateway.tools if family is None else family.tools) and not embedding,
+        thinking=bool(accepted.least),
+        always_thinks=accepted.least not in {"", "none"},
+        embedding=embedding,
+        chat=not embedding,
+        context_length=None if family is None else family.context,
+    )
 
 
 def chat_body(request: LLMRequest, accepted: Takes, *, stream: bool = False) -> dict[str, Any]:
@@ -82,15 +143,48 @@ def chat_body(request: LLMRequest, accepted: Takes, *, stream: bool = False) -> 
         body["response_format"] = _response_format(request.schema, accepted)
     elif request.schema is not None:
         messages = told(messages, request.schema)
-    body["messages"] = [{"role": m.role, "content": m.content} for m in messages]
-    optional = {
-        "temperature": request.temperature if accepted.temperature else None,
-        "top_p": request.top_p if accepted.top_p else None,
-        "seed": request.seed if accepted.seed else None,
-    }
-    if not accepted.both and optional["temperature"] is not None:
-        optional["top_p"] = None
-    return body | {name: value for name, value in optional.items() if value is not None}
+    body["messages"] = [_turn(message) for message in messages]
+    if request.temperature is not None and accepted.temperature:
+        body["temperature"] = request.temperature
+    if request.top_p is not None and accepted.top_p and (accepted.both or "temperature" not in body):
+        body["top_p"] = request.top_p
+    if request.seed is not None and accepted.seed:
+        body[accepted.seed_name] = request.seed
+    if request.stop and accepted.stop:
+        body["stop"] = list(request.stop)
+    if request.tools:
+        body["tools"] = [function_spec(tool) for tool in request.tools]
+    return _with_thinking(body, request.think, accepted)
+
+
+def _turn(message: LLMMessage) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": encode(call.arguments).decode()},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
+
+
+def _with_thinking(body: dict[str, Any], think: Think, accepted: Takes) -> dict[str, Any]:
+    """An effort that the service knows; and the template's switch, because open models think unless told."""
+    if accepted.switch:
+        body["chat_template_kwargs"] = {"enable_thinking": bool(think)}
+    if accepted.effort and isinstance(think, str):
+        body["reasoning_effort"] = think
+    elif accepted.effort and think:
+        if not accepted.switch:
+            body["reasoning_effort"] = "medium"
+    elif accepted.effort and accepted.least:
+        body["reasoning_effort"] = accepted.least
+    return body
 
 
 def _response_format(schema: Mapping[str, Any], accepted: Takes) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from llm.errors import (
     DeadlineExceeded,
     LLMError,
     ModelNotFound,
+    NotSupported,
     RateLimited,
     ServerError,
 )
@@ -43,6 +44,14 @@ _STATUS: Mapping[str, int] = {
     "overloaded_error": 529,
 }
 """What the words of an error that comes inside a 200 would have been as a status."""
+
+_SPENT = re.compile(
+    r"(spend|spending|usage|monthly) (limit|cap)|credit balance is too low|insufficient (balance|credits?)",
+    re.IGNORECASE,
+)
+"""Anthropic answers 400 when a limit that the account's owner set is reached."""
+
+_CANNOT = re.compile(r"does not support (chat|tools|thinking|embeddings?|generate|insert|images|vision)\b")
 
 _LOCATION = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//(?:[^/@]*@)?([^/?#@]+)", re.IGNORECASE)
 _MODEL = re.compile(r"\bmodels?\b", re.IGNORECASE)
@@ -75,7 +84,11 @@ class Refusal:
         text = f"{self.server} answered {self.status}"
         if said.message:
             text += f": {redact(said.message, self.secrets)}"
-        return _translate(self, said, text)
+        error = _translate(self, said, text)
+        told = self.headers.get("x-should-retry", "").strip().lower()
+        if told in {"true", "false"} and not (isinstance(error, RateLimited) and error.quota):
+            error.retryable = told == "true"
+        return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +163,10 @@ def _translate(refusal: Refusal, said: _Said, text: str) -> LLMError:
         return kind(text + hint)
     if status == 404 or (status == 400 and "model_not_found" in said.words):
         return _not_found(said, text)
-    if status == 429:
+    if status == 429 or (status == 400 and _SPENT.search(said.message)):
         return _limited(refusal, said, text)
+    if status == 501 or (status == 400 and _CANNOT.search(said.message)):
+        return NotSupported(text)
     return _failed(refusal, text)
 
 
@@ -160,7 +175,8 @@ def _failed(refusal: Refusal, text: str) -> LLMError:
     if refusal.status < 500 and refusal.status not in {409, 425}:
         return BadRequest(text)
     wait = retry_after(refusal.headers)
-    return ServerError(text if wait is None else f"{text}; it asks to wait {wait:g} s", retry_after=wait)
+    hint = "" if wait is None else f"; it asks to wait {wait:g} s"
+    return ServerError(text + hint, retry_after=wait)
 
 
 def _redirected(refusal: Refusal) -> ConfigurationError:
@@ -182,7 +198,11 @@ def _not_found(said: _Said, text: str) -> BadRequest:
 def _limited(refusal: Refusal, said: _Said, text: str) -> RateLimited:
     wait = retry_after(refusal.headers)
     # Anthropic's monthly spend limit is a rate_limit_error that names no time to wait.
-    quota = bool(said.words & _QUOTA) or (wait is None and {"error", "rate_limit_error"} <= said.words)
+    quota = (
+        bool(said.words & _QUOTA)
+        or _SPENT.search(said.message) is not None
+        or (wait is None and {"error", "rate_limit_error"} <= said.words)
+    )
     if quota:
         return RateLimited(
             f"{text}; the account's quota or spend limit is used up", quota=True, retry_after=wait

@@ -618,3 +618,32 @@ def test_a_backend_that_cannot_work_is_named() -> None:
     with pytest.raises(ConfigurationError, match="'far' cannot work") as caught:
         get_llm_client(Routes(backends={"near": LLMConfig(backend="ollama"), "far": bad}))
     assert "sk-secret" not in str(caught.value)
+
+
+async def test_a_fallback_is_held_to_the_budget_of_the_backend_that_it_leads_to(tmp_path: Any) -> None:
+    books = {"usage_file": str(tmp_path / "usage.sqlite3"), "max_tokens": 10}
+    async with MoodyServer(then=refusal(500)) as dead, MoodyServer() as paid:
+        routes = Routes(
+            backends={
+                "near": remote(dead, **books),
+                "far": remote(paid, budget="30 tokens/day", **books),
+            }
+        )
+        async with get_llm_client(routes) as client:
+            assert (await client.generate("?")).backend == "far"  # 17 tokens
+            with pytest.raises(BudgetExceeded, match="far: ") as caught:
+                await client.generate("?")
+        assert caught.value.retry_after is None  # near may be back before the day is over
+        assert paid.asked == 1
+
+
+async def test_all_backends_together_are_held_to_the_common_budget(tmp_path: Any) -> None:
+    books = {"usage_file": str(tmp_path / "usage.sqlite3"), "max_tokens": 10}
+    async with MoodyServer() as one, MoodyServer() as other:
+        backends = {"one": remote(one, **books), "other": remote(other, **books)}
+        routes = Routes(backends=backends, tasks={"t": ("other",)}, budget="30 tokens/day")
+        async with get_llm_client(routes) as client:
+            await client.generate("?")
+            with pytest.raises(BudgetExceeded):
+                await client.generate("?", task="t")
+        assert (one.asked, other.asked) == (1, 0)
