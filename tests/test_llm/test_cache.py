@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from llm import LLMConfig, LLMMessage, LLMRequest, LLMResponse, ServerError, get_llm_client
 from llm.events import CacheHit, CacheMiss
-from llm.middleware.cache import ResponseCache, readable_key
+from llm.middleware.cache import ResponseCache
+from llm.middleware.keys import readable_key
 from llm.stores.base import StoredReply
 from llm.stores.sqlite import FILE_NAME, SqliteResponseStore
 from llm.testing import Recorder, ScriptedBackend
