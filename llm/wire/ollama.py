@@ -6,7 +6,7 @@ Source of the facts: Ollama 0.32.15, recorded, and its `api/types.go`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llm.errors import BadReply
@@ -34,7 +34,7 @@ class OllamaModel:
     name: str
     size: int
     capabilities: tuple[str, ...] | None
-    digest: str = ""
+    digest: str = field(default="", compare=False)
 
 
 def chat_body(request: LLMRequest, *, num_ctx: int) -> dict[str, Any]:
