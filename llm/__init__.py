@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         TemplateError,
         ToolLoopExceeded,
     )
-    from llm.factory import get_llm_client
+    from llm.factory import get_llm_client, get_response_store
     from llm.registry import register_backend
     from llm.streams import LLMStream
     from llm.types import (
@@ -100,6 +100,7 @@ _HOMES = {
     "ToolLoopExceeded": "llm.errors",
     "calling": "llm.caller",
     "get_llm_client": "llm.factory",
+    "get_response_store": "llm.factory",
     "register_backend": "llm.registry",
     "select_backend": "llm.autoselect",
 }
@@ -145,6 +146,7 @@ __all__ = [
     "ToolLoopExceeded",
     "calling",
     "get_llm_client",
+    "get_response_store",
     "register_backend",
     "select_backend",
 ]

@@ -182,12 +182,13 @@ class ResponseCache(Middleware):
 
     def _notice_clearing(self, now: float) -> None:
         """Forget the replies in memory when the store was cleared or replaced, by whichever program."""
-        self._look_again = now + _LOOK_AGAIN
         found = self._store.generation()
-        if found is not None and found != self._generation:
-            if self._generation is not None:
-                self._recent.clear()
-            self._generation = found
+        if found is None:  # the store is not open yet, or does not work
+            return
+        self._look_again = now + _LOOK_AGAIN
+        if self._generation not in {None, found}:
+            self._recent.clear()
+        self._generation = found
 
     def _hit(self, asked: _Asked, kept: LLMResponse, *, streamed: bool = False) -> LLMResponse:
         request = asked.request
