@@ -14,12 +14,9 @@ from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from math import isfinite
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llm.types import LLMMessage, LLMRequest
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 Namespace = Mapping[str, str | float | None]
 
@@ -56,7 +53,7 @@ class Keys:
 
     def __init__(self, backend: str, namespace: Namespace) -> None:
         self._place = {"format": KEY_FORMAT, "backend": backend, "namespace": dict(namespace)}
-        self._begun: dict[str, _Hash] = {}
+        self._begun: dict[str, bytes] = {}
 
     def key(self, request: LLMRequest, fingerprint: str) -> bytes | None:
         """SHA-256 of all that shapes the answer; None when it cannot be written down, and so not compared.
@@ -72,13 +69,11 @@ class Keys:
         begun = self._begun.get(fingerprint)
         if begun is None:
             begun = self._begun[fingerprint] = self._begin(fingerprint)
-        made = begun.copy()
-        made.update(text.encode("utf-8", "surrogatepass"))
-        return made.digest()
+        return hashlib.sha256(begun + text.encode("utf-8", "surrogatepass")).digest()
 
-    def _begin(self, fingerprint: str) -> _Hash:
+    def _begin(self, fingerprint: str) -> bytes:
         place = json.dumps({**self._place, "fingerprint": fingerprint}, sort_keys=True, default=str)
-        return hashlib.sha256(f"{place}\n".encode())
+        return f"{place}\n".encode()
 
 
 def shape_of(request: LLMRequest) -> Hashable | None:

@@ -7,6 +7,7 @@ machine slows all of them. `ASKFIRST_BENCH_ENTRIES` sets how many replies the fi
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import itertools
 import json
 import os
@@ -75,6 +76,11 @@ class Floor:
         row = self.db.execute("SELECT created, body FROM c WHERE k = ?", (self.keys[number],)).fetchone()
         return json.loads(row[1])
 
+    async def disk_with_key(self, number: int) -> object:
+        question = {"model": "mock", "system": SYSTEM, "prompt": prompt(number), "temperature": 0.7}
+        hashlib.sha256(json.dumps(question, sort_keys=True).encode()).digest()
+        return await self.disk(number)
+
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[LLMClient]:
@@ -127,6 +133,7 @@ async def test_a_hit_beside_the_floors(client: LLMClient, tmp_path: Path) -> Non
         "dict + LRU (floor)": floor.memory,
         "generate(), hit in memory": from_memory,
         "SELECT + json.loads (floor)": floor.disk,
+        "key + SELECT + json.loads (floor)": floor.disk_with_key,
         "generate(), hit on disk": from_disk,
     }
     samples: dict[str, list[float]] = {name: [] for name in contenders}
