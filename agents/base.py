@@ -14,9 +14,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from agents.context import AgentContext, ModelCall
 from agents.errors import AgentError, AgentSettingsError
 from agents.fence import fenced
+from agents.prompts import templates_of
 from agents.proposal import Proposal
 from agents.words import problems_of
-from llm import BadReply, CallCancelled, LLMClient, LLMError, LLMMessage, LLMResponse, NoModel
+from llm import (
+    BadReply,
+    CallCancelled,
+    ConfigurationError,
+    LLMClient,
+    LLMError,
+    LLMMessage,
+    LLMResponse,
+    NoModel,
+    Templates,
+)
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -58,6 +69,8 @@ class BaseAgent(ABC):
 
     def __init__(self, context: AgentContext | None = None) -> None:
         self.context = AgentContext() if context is None else context
+        given = self.context.templates
+        self.templates: Templates = templates_of(type(self)) if given is None else given
         self.settings: Any = validated_settings(type(self), self.context.settings)
 
     @abstractmethod
@@ -113,10 +126,11 @@ class BaseAgent(ABC):
 
     async def use_llm(
         self,
-        prompt: str,
+        prompt: str = "",
         context: Mapping[str, Any] | str | None = None,
         schema: Schema | None = None,
         *,
+        template: str = "",
         system_prompt: str | None = None,
         temperature: float | None = None,
         max_tokens: int | None = None,
@@ -128,11 +142,14 @@ class BaseAgent(ABC):
         """Ask the model. The prompt is ours; the context is data, cleaned, shortened and fenced.
 
         Args:
-            prompt: the question.
-            context: what it is about, named pieces or one text, from wherever it came.
+            prompt: the question; or instead of it
+            template: the name of a file in the agent's folder `prompts` that has the question and the system
+                prompt, and says where the pieces of the context stand.
+            context: what it is about, named pieces or one text, from wherever it came. A template knows the
+                pieces by their names, and one text as `data`.
             schema: pydantic model class or JSON schema; the reply's content is checked against it, and one
                 reply that does not fit is shown to the model with its fault before giving up.
-            system_prompt: how the model shall behave.
+            system_prompt: how the model shall behave; a template's own if None.
             temperature: overrides the configuration; 0 is greedy.
             max_tokens: overrides the configuration.
             top_p: overrides the configuration.
@@ -142,13 +159,13 @@ class BaseAgent(ABC):
 
         Raises:
             NoModel: the program runs on rules only.
+            TemplateError: the template is missing, or cannot be filled in with this context.
             LLMError: the call failed; go on by rules, and say in the proposal what decided.
         """
         llm = self._model()
-        text = prompt if context is None else f"{prompt}\n\n{fenced(context)}"
-        turns = [LLMMessage("user", text)]
+        turns, made_from = await self._turns(prompt, context, template)
         if system_prompt:
-            turns.insert(0, LLMMessage("system", system_prompt))
+            turns = [LLMMessage("system", system_prompt), turns[-1]]
         options: dict[str, Any] = {
             "temperature": temperature,
             "max_tokens": max_tokens,
@@ -156,8 +173,23 @@ class BaseAgent(ABC):
             "seed": seed,
             "cache": cache,
             "timeout": timeout,
+            "template": made_from,
         }
         return await _Recorded(llm, self.context).answer(turns, schema, options)
+
+    async def _turns(
+        self, prompt: str, context: Mapping[str, Any] | str | None, template: str
+    ) -> tuple[list[LLMMessage], str]:
+        """What the model is sent, and the name and version of the template it was made from."""
+        if bool(prompt) == bool(template):
+            msg = f"the agent {self.name!r} asks with a prompt and a template, or with neither"
+            raise ConfigurationError(msg)
+        if not template:
+            text = prompt if context is None else f"{prompt}\n\n{fenced(context)}"
+            return [LLMMessage("user", text)], ""
+        pieces = {"data": context} if isinstance(context, str) else context or {}
+        filled = await asyncio.to_thread(self.templates.render, template, pieces)  # it reads files
+        return filled.messages(), filled.template
 
     def _model(self) -> LLMClient:
         if self.context.llm is None:
@@ -202,6 +234,7 @@ class _Recorded:
             backend=self._llm.backend,
             model=self._llm.config.model,
             at=self._context.now(),
+            template=options.get("template", ""),
         )
         started = time.perf_counter()
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from agents.proposal import Proposal
-from llm import LLMClient
+from llm import LLMClient, Templates
 
 
 class Log(Protocol):
@@ -62,6 +62,7 @@ class ModelCall:
         cached: whether the response cache answered.
         error: `LLMError.code` of a failed call; "bad_reply" beside a reply that did not fit the schema.
         at: when it began, UTC.
+        template: name and version of the prompt template, "matchmaker/pair@1a2b3c4d5e6f"; empty without one.
     """
 
     id: str
@@ -76,6 +77,7 @@ class ModelCall:
     cached: bool = False
     error: str | None = None
     at: datetime
+    template: str = ""
 
 
 def utc_now() -> datetime:
@@ -92,6 +94,7 @@ class AgentContext:
 
     Attributes:
         llm: the model, None when the program runs on rules only.
+        templates: the agent's prompt templates; None for those that came with it.
         settings: the agent's own table of the configuration, not yet validated.
         base_dir: relative paths of the settings start here (the configuration's folder).
         data_dir: a folder of the agent's own for what it must remember, made on demand.
@@ -105,6 +108,7 @@ class AgentContext:
     """
 
     llm: LLMClient | None = None
+    templates: Templates | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     base_dir: Path = field(default_factory=Path.cwd)
     data_dir: Path | None = None

@@ -18,6 +18,7 @@ must do; one of your own runs it by subclassing (pytest with pytest-asyncio in a
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -30,6 +31,7 @@ from unittest import SkipTest
 from agents.base import BaseAgent
 from agents.config import AgentConfig
 from agents.context import AgentContext, ModelCall, utc_now
+from agents.prompts import templates_of
 from agents.proposal import Proposal, ProposalStatus, canonical_json
 from llm import LLMClient, LLMConfig, LLMError, LLMRequest, ServerError, get_llm_client
 
@@ -62,6 +64,7 @@ def make_agent(
     turned_down: Sequence[Proposal] = (),
     base_dir: Path | None = None,
     data_dir: Path | None = None,
+    prompts_dir: Path | None = None,
 ) -> BaseAgent:
     """An agent as the daemon would make it; the arguments are those of `run_agent`.
 
@@ -72,6 +75,7 @@ def make_agent(
     clock = now if callable(now) else utc_now if now is None else lambda: now
     context = AgentContext(
         llm=llm,
+        templates=templates_of(agent_cls, prompts_dir),
         settings=config.settings,
         base_dir=Path.cwd() if base_dir is None else base_dir,
         data_dir=data_dir,
@@ -93,6 +97,7 @@ async def run_agent(
     turned_down: Sequence[Proposal] = (),
     base_dir: Path | None = None,
     data_dir: Path | None = None,
+    prompts_dir: Path | None = None,
 ) -> AgentRun:
     """Run an agent once.
 
@@ -105,6 +110,7 @@ async def run_agent(
         turned_down: those that a person rejected or undid.
         base_dir: where relative paths of its settings start; the current folder if None.
         data_dir: the folder for what it must remember; the agent makes it when it needs it.
+        prompts_dir: the owner's folder of prompt templates, as `prompts` beside the configuration is.
 
     Raises:
         AgentError: whatever `analyze` raises, or settings that cannot work.
@@ -119,6 +125,7 @@ async def run_agent(
         turned_down=turned_down,
         base_dir=base_dir,
         data_dir=data_dir,
+        prompts_dir=prompts_dir,
     )
     proposals = await agent.analyze()
     return AgentRun(
@@ -217,6 +224,11 @@ class AgentContract:
         async with self.ready(self.fresh(tmp_path)) as agent:
             for proposal in await agent.analyze():
                 _assert_whole(agent, proposal)
+
+    async def test_its_prompt_templates_can_be_read(self, tmp_path: Path) -> None:
+        templates = self.agent(self.fresh(tmp_path), None).templates
+        for name in await asyncio.to_thread(templates.names):
+            await asyncio.to_thread(templates.get, name)  # raises, and says which line is wrong
 
     async def test_without_a_model_it_goes_on_by_rules_or_says_that_it_needs_one(
         self, tmp_path: Path

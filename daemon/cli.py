@@ -31,6 +31,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "agents": ("daemon.commands.agents", "See which agents there are."),
     "runs": ("daemon.commands.runs", "See what the agents did."),
     "llm": ("daemon.commands.llm", "Ask models, measure them, see what they cost."),
+    "prompts": ("daemon.commands.prompts", "See and change what the agents' models are asked."),
     "config": ("daemon.commands.config", "Check and explain the configuration."),
     "doctor": ("daemon.commands.doctor", "Check that everything this program needs works."),
 }

@@ -114,7 +114,7 @@ def fit_proposal(candidate: Any, agent: str) -> Proposal:
 def fit_call(call: ModelCall) -> ModelCall:
     """A model call whose texts can be kept."""
     changes: dict[str, Any] = {
-        name: storable(str(getattr(call, name)), MAX_KEY) for name in ("id", "backend", "model")
+        name: storable(str(getattr(call, name)), MAX_KEY) for name in ("id", "backend", "model", "template")
     }
     for name in ("prompt", "system_prompt", "reply"):
         value = getattr(call, name)

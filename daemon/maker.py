@@ -11,9 +11,10 @@ from agents.base import BaseAgent
 from agents.config import AgentConfig
 from agents.context import AgentContext, utc_now
 from agents.errors import AgentError
+from agents.prompts import templates_of
 from agents.registry import AgentRegistry
 from daemon.settings import Settings
-from llm import LLMClient
+from llm import LLMClient, Templates
 
 
 class AgentMaker:
@@ -37,6 +38,7 @@ class AgentMaker:
         self._registry = registry
         self._llm = llm
         self._now = now
+        self._templates: dict[type[BaseAgent], Templates] = {}  # kept, since they hold what they have read
 
     async def config(self, name: str) -> AgentConfig:
         """How the agent is run.
@@ -60,6 +62,7 @@ class AgentMaker:
         config = self._settings.agent_config(name, agent)
         filled = AgentContext(
             llm=self._llm,
+            templates=self._templates_of(agent),
             settings=config.settings,
             base_dir=self._settings.base_dir,
             data_dir=self._settings.daemon.data_dir / "agents" / name,
@@ -74,6 +77,11 @@ class AgentMaker:
         except Exception as error:  # an agent's constructor is code of its own and may raise anything
             msg = f"the agent {name!r} cannot be made: {type(error).__name__}: {error}"
             raise AgentError(msg) from error
+
+    def _templates_of(self, agent: type[BaseAgent]) -> Templates:
+        if agent not in self._templates:
+            self._templates[agent] = templates_of(agent, self._settings.prompts_dir)
+        return self._templates[agent]
 
     async def _load(self, name: str) -> type[BaseAgent]:
         # In a thread: the first time, modules are read from the disk.

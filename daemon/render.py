@@ -223,6 +223,10 @@ class Screen:
             table.add_row(*map(Text, row))
         self._rich().print(table)
 
+    def console(self) -> Console:
+        """The terminal as rich knows it, for what moves; only `for_people`."""
+        return self._rich()
+
     def _rich(self) -> Console:
         if self._console is None:
             from rich.console import Console  # noqa: PLC0415 - only for people at a terminal

@@ -43,8 +43,11 @@ if TYPE_CHECKING:
         ToolLoopExceeded,
     )
     from llm.factory import get_llm_client, get_response_store
+    from llm.fence import clean, fenced
     from llm.registry import register_backend
     from llm.streams import LLMStream
+    from llm.templates import Prompt, PromptTemplate, Templates
+    from llm.tools import run_tools, tool_of
     from llm.types import (
         Caller,
         Capabilities,
@@ -58,6 +61,7 @@ if TYPE_CHECKING:
         Tool,
         ToolCall,
     )
+    from llm.untrusted import Trusted
 
 _HOMES = {
     "AuthenticationFailed": "llm.errors",
@@ -86,6 +90,8 @@ _HOMES = {
     "NoModel": "llm.errors",
     "NotSupported": "llm.errors",
     "OllamaBackend": "llm.backends.ollama",
+    "Prompt": "llm.templates",
+    "PromptTemplate": "llm.templates",
     "RateLimited": "llm.errors",
     "RemoteBackend": "llm.backends.remote",
     "SchemaMismatch": "llm.errors",
@@ -93,16 +99,22 @@ _HOMES = {
     "ServerError": "llm.errors",
     "StreamEnd": "llm.types",
     "TemplateError": "llm.errors",
+    "Templates": "llm.templates",
     "TextChunk": "llm.types",
     "ThinkingChunk": "llm.types",
     "Tool": "llm.types",
     "ToolCall": "llm.types",
     "ToolLoopExceeded": "llm.errors",
+    "Trusted": "llm.untrusted",
     "calling": "llm.caller",
+    "clean": "llm.fence",
+    "fenced": "llm.fence",
     "get_llm_client": "llm.factory",
     "get_response_store": "llm.factory",
     "register_backend": "llm.registry",
+    "run_tools": "llm.tools",
     "select_backend": "llm.autoselect",
+    "tool_of": "llm.tools",
 }
 
 __all__ = [
@@ -132,6 +144,8 @@ __all__ = [
     "NoModel",
     "NotSupported",
     "OllamaBackend",
+    "Prompt",
+    "PromptTemplate",
     "RateLimited",
     "RemoteBackend",
     "SchemaMismatch",
@@ -139,16 +153,22 @@ __all__ = [
     "ServerError",
     "StreamEnd",
     "TemplateError",
+    "Templates",
     "TextChunk",
     "ThinkingChunk",
     "Tool",
     "ToolCall",
     "ToolLoopExceeded",
+    "Trusted",
     "calling",
+    "clean",
+    "fenced",
     "get_llm_client",
     "get_response_store",
     "register_backend",
+    "run_tools",
     "select_backend",
+    "tool_of",
 ]
 
 # Hidden from type checkers: a module __getattr__ would turn every typo into a valid name for them.

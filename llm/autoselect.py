@@ -161,7 +161,8 @@ async def _mlx(values: Values, hints: Sequence[str], *, here: bool) -> Selection
 async def _llamacpp(values: Values, hints: Sequence[str]) -> Selection | _Passed:
     from llm.backends.llamacpp import unavailable_reason  # noqa: PLC0415 - only when nothing else is there
 
-    return await _embedded("llamacpp", values, hints, unavailable_reason)
+    check = partial(unavailable_reason, model_dir=values.get("model_dir"))
+    return await _embedded("llamacpp", values, hints, check)
 
 
 async def _embedded(

@@ -64,6 +64,7 @@ class LLMConfig:
         requests_per_minute: most calls in a minute, None for no limit.
         tokens_per_minute: most tokens in a minute, None for no limit.
         budget: what may be spent, such as "100000 tokens/day, 2 usd/month"; see `llm.budgets`.
+        prices: the owner's own prices, such as "gpt-4o=2.5/10/1.25"; see `llm.pricing`.
         usage_file: the ledger of all calls, None keeps none.
 
     Raises:
@@ -99,6 +100,7 @@ class LLMConfig:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     budget: str | None = None
+    prices: str | None = None
     usage_file: str | None = None
 
     def __post_init__(self) -> None:
@@ -186,6 +188,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "requests_per_minute": "LLM_REQUESTS_PER_MINUTE",
     "tokens_per_minute": "LLM_TOKENS_PER_MINUTE",
     "budget": "LLM_BUDGET",
+    "prices": "LLM_PRICES",
     "usage_file": "LLM_USAGE_FILE",
 }
 """Each field's environment variable."""
@@ -242,7 +245,7 @@ _PARSERS: Mapping[str, tuple[Callable[[str], Any], str]] = {
 _OPTIONAL_TEXTS = frozenset(
     {
         *("api_key", "api_base", "keep_alive", "embed_model", "adapter_path", "model_dir", "api_version"),
-        *("budget", "usage_file"),
+        *("budget", "prices", "usage_file"),
     }
 )
 _LEVELS = ("low", "medium", "high")
@@ -308,9 +311,29 @@ def _problems(config: LLMConfig) -> list[tuple[str, str]]:
         for name, ok in fine.items()
         if not ok
     ]
+    found += _spending_problems(config)
     base = config.api_base
     if base is not None and not base.lower().startswith(("http://", "https://")):
         # Not shown: a key that was put into the wrong variable would end up in a log.
         text = f"{ENVIRONMENT['api_base']} (api_base) must start with http:// or https://"
         found.append(("api_base", text))
+    return found
+
+
+def _spending_problems(config: LLMConfig) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    if config.budget:
+        from llm.budgets import parse_budgets  # noqa: PLC0415 - most programs have no budget
+
+        try:
+            parse_budgets(config.budget)
+        except ConfigurationError as error:
+            found.append(("budget", str(error)))
+    if config.prices:
+        from llm.pricing import parse_prices  # noqa: PLC0415 - most programs name no prices
+
+        try:
+            parse_prices(config.prices)
+        except ConfigurationError as error:
+            found.append(("prices", str(error)))
     return found

@@ -37,7 +37,7 @@ class LLMError(Exception):
     """
 
     code: ClassVar[str] = "error"
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
     retry_after: float | None = None
 
 
@@ -104,17 +104,28 @@ class RateLimited(LLMError):
         super().__init__(message)
         self.retry_after = retry_after
         self.quota = quota
+        self.retryable = not quota
 
 
 class BudgetExceeded(LLMError):
-    """A budget that the owner set is used up; it is free again after `retry_after` seconds."""
+    """A budget that the owner set is used up, or has no room for this call.
+
+    Attributes:
+        retry_after: seconds until it begins anew.
+        budget: the budget, as it is written in the configuration.
+        used: what of it is spent, in its unit.
+    """
 
     code = "budget"
     retryable = True
 
-    def __init__(self, message: str, *, retry_after: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float | None = None, budget: str = "", used: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+        self.budget = budget
+        self.used = used
 
 
 class BadRequest(LLMError):

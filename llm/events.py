@@ -31,9 +31,10 @@ class CallEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallStarted(CallEvent):
-    """A request goes to a backend."""
+    """A request goes to a backend; `call_id` names the call until its end."""
 
     operation: Operation = "chat"
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +57,7 @@ class CallFinished(CallEvent):
         thinking_tokens: tokens out that were thinking.
         call_id: names the call in logs and stores.
         template: name and version of the prompt template, empty without one.
+        first_token: seconds to the first chunk of a stream, None without a stream.
     """
 
     operation: Operation = "chat"
@@ -66,6 +68,7 @@ class CallFinished(CallEvent):
     thinking_tokens: int = 0
     call_id: str = ""
     template: str = ""
+    first_token: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +78,9 @@ class CallFailed(CallEvent):
     operation: Operation = "chat"
     latency: float
     code: str
+    call_id: str = ""
+    template: str = ""
+    first_token: float | None = None
 
 
 @quickly_made
@@ -136,6 +142,20 @@ class BudgetRefused(CallEvent):
     """A call was refused because `budget`, as it is written in the configuration, is used up."""
 
     budget: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetUsed(CallEvent):
+    """A call ended that `budget`, as it is written in the configuration, pays for.
+
+    Attributes:
+        used: what of it is spent since its window began, in its unit; other programs' share included.
+        limit: all of it.
+    """
+
+    budget: str
+    used: float
+    limit: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

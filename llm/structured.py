@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from llm.errors import BadReply, ConfigurationError
+from llm.errors import BadReply, ConfigurationError, SchemaMismatch
 from llm.types import JSONSchema, LLMMessage, LLMResponse
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def validate(schema: Schema, text: str) -> Any:
     """Parse `text` and check it: a model instance for a pydantic class, plain data for a JSON schema.
 
     Raises:
-        BadReply: the text is not JSON, or does not fit; the message says where.
+        BadReply: the text is not JSON.
+        SchemaMismatch: it does not fit; the message says where.
     """
     if isinstance(schema, Mapping):
         return _validate_plain(schema, text)
@@ -113,7 +114,8 @@ def validate(schema: Schema, text: str) -> Any:
             for fault in error.errors(include_url=False, include_input=False)
         )
         msg = f"the reply does not fit the schema: {faults}"
-        raise BadReply(msg) from error
+        broken = any(fault["type"] == "json_invalid" for fault in error.errors(include_input=False))
+        raise (BadReply if broken else SchemaMismatch)(msg) from error
 
 
 def _validate_plain(schema: JSONSchema, text: str) -> Any:
@@ -129,10 +131,10 @@ def _validate_plain(schema: JSONSchema, text: str) -> Any:
         check(data)
     except JsonSchemaValueException as error:
         msg = f"the reply does not fit the schema: {error.message}"
-        raise BadReply(msg) from error
+        raise SchemaMismatch(msg) from error
     except RecursionError as error:
         msg = "the reply does not fit the schema: it is nested too deeply"
-        raise BadReply(msg) from error
+        raise SchemaMismatch(msg) from error
     return data
 
 
@@ -188,7 +190,7 @@ async def ask(
         The response whose content fits the schema.
 
     Raises:
-        BadReply: the repaired reply does not fit either.
+        SchemaMismatch: the repaired reply does not fit either, or is no JSON.
         LLMError: the call failed.
     """
     last = messages[-1]
@@ -200,5 +202,15 @@ async def ask(
         complaint = f"That was refused: {fault}. Answer again with the JSON object only."
         turns += [LLMMessage("assistant", response.content), LLMMessage("user", complaint)]
         response = await client.chat(turns, schema=schema, **options)
-        validate(schema, response.content)
+        _validate_repaired(schema, response.content)
     return response
+
+
+def _validate_repaired(schema: Schema, text: str) -> None:
+    try:
+        validate(schema, text)
+    except SchemaMismatch:
+        raise
+    except BadReply as error:
+        msg = f"{error}, also after the model was shown its mistake"
+        raise SchemaMismatch(msg) from error

@@ -31,7 +31,7 @@ class Tool:
 
     name: str
     description: str
-    parameters: JSONSchema
+    parameters: JSONSchema = field(hash=False)  # compared, but no mapping has a hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class ToolCall:
 
     id: str
     name: str
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, Any] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,7 @@ class LLMMessage:
         content: what is said; a tool's result.
         tool_calls: what the assistant asked to have called in this turn.
         tool_call_id: which call a tool's turn answers.
+        opaque: what the service that made this turn wants back unchanged (`LLMResponse.opaque`).
 
     Raises:
         ValueError: the role is not one of the four, or the content is no text.
@@ -87,6 +88,7 @@ class LLMMessage:
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    opaque: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -166,6 +168,8 @@ class LLMResponse:
         thinking_tokens: tokens of the thinking where the backend counts them, else 0.
         thinking: what the model thought before it answered, empty unless it was asked to.
         tool_calls: what it asks to have called.
+        opaque: what the service wants back unchanged when this answer is sent to it as a turn, as JSON text;
+            with Anthropic its signed thinking. `as_turn` takes it along.
         cached: True when the response cache answered.
         first_token: seconds from the call to the first chunk of a stream, None without a stream.
         latency: seconds from the call to the answer, 0 when unknown.
@@ -182,6 +186,7 @@ class LLMResponse:
     thinking_tokens: int = 0
     thinking: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    opaque: str = field(default="", repr=False)
     cached: bool = False
     first_token: float | None = None
     latency: float = 0.0
@@ -215,11 +220,16 @@ class LLMResponse:
             thinking_tokens=self.thinking_tokens,
             thinking=self.thinking,
             tool_calls=self.tool_calls,
+            opaque=self.opaque,
             cached=cached,
             first_token=first_token,
             latency=latency,
             call_id=call_id,
         )
+
+    def as_turn(self) -> LLMMessage:
+        """The answer as a turn of the conversation that goes on."""
+        return LLMMessage("assistant", self.content, tool_calls=self.tool_calls, opaque=self.opaque)
 
     def json(self) -> Any:
         """Parse the content as JSON; a fresh object at each call.

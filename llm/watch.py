@@ -28,7 +28,13 @@ class Watch:
         self.first: float | None = None
         self.done = False
         client.emit(
-            CallStarted(operation=operation, backend=client.name, model=request.model, caller=request.caller)
+            CallStarted(
+                backend=client.name,
+                model=request.model,
+                caller=request.caller,
+                operation=operation,
+                call_id=self.call_id,
+            )
         )
 
     def _place(self) -> dict[str, Any]:
@@ -56,9 +62,12 @@ class Watch:
                 thinking_tokens=response.thinking_tokens,
                 call_id=self.call_id,
                 template=request.template if isinstance(request, LLMRequest) else "",
+                first_token=self.first,
             )
         )
-        return response.stamped(call_id=self.call_id, latency=latency, first_token=self.first)
+        return response.stamped(
+            call_id=self.call_id, latency=latency, first_token=self.first, cached=response.cached
+        )
 
     def embedded(self, found: Embeddings) -> Embeddings:
         """The vectors, with their id and how long they took."""
@@ -84,7 +93,17 @@ class Watch:
         )
         code = raised.code if isinstance(raised, LLMError) else self._cut_code()
         latency = time.perf_counter() - self._started
-        self._client.emit(CallFailed(operation=self._operation, latency=latency, code=code, **self._place()))
+        self._client.emit(
+            CallFailed(
+                operation=self._operation,
+                latency=latency,
+                code=code,
+                call_id=self.call_id,
+                template=getattr(self._request, "template", ""),
+                first_token=self.first,
+                **self._place(),
+            )
+        )
         return raised
 
     def cause(self, error: BaseException) -> BaseException | None:

@@ -33,7 +33,7 @@ ALLOWED = {
     "daemon/__init__.py": ("__getattr__",),
     "llm/registry.py": ("backend_names", "backend_class"),
     "agents/registry.py": ("_installed", "_plugins"),
-    "llm/backends/llamacpp.py": ("_checked",),
+    "llm/backends/models.py": ("model_file",),
     "llm/backends/mlx.py": ("_source",),
     "llm/stores/sqlite.py": ("_select",),
     "daemon/app.py": ("program_version",),

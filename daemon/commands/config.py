@@ -30,7 +30,10 @@ def command() -> None:
 @command_options
 @pass_invocation
 def check(call: Invocation) -> int:
-    """Check the configuration, the agents' own settings included. Exits with 78 when it cannot work."""
+    """Check the configuration, the agents' own settings and your own prompt templates included.
+
+    Exits with 78 when it cannot work.
+    """
     screen = call.screen()
     settings, problems = _checked(call)
     if screen.as_json:
@@ -41,10 +44,13 @@ def check(call: Invocation) -> int:
 
 
 def _checked(call: Invocation) -> tuple[Settings | None, tuple[SettingsProblem, ...]]:
+    from daemon.commands.shelf import Shelf  # noqa: PLC0415 - loads the agents
+
     try:
-        return call.settings(check_agents=True), ()
+        settings = call.settings(check_agents=True)
     except SettingsError as error:
         return None, error.problems
+    return settings, tuple(Shelf(settings).problems())
 
 
 def _report(settings: Settings | None, problems: tuple[SettingsProblem, ...]) -> dict[str, Any]:
@@ -62,6 +68,7 @@ def _show(screen: Screen, settings: Settings | None, problems: tuple[SettingsPro
     if settings is not None:
         for warning in settings.warnings:
             screen.line(f"{warning} (warning)", "yellow")
+    if settings is not None and not problems:
         source = settings.config_file or "no file, the defaults alone"
         screen.line(f"The configuration works: {source}.", "green")
 

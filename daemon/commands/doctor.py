@@ -51,9 +51,9 @@ _SCHEMA = {
 def command(call: Invocation) -> int:
     """Check that everything this program needs works, and say the way out of what does not.
 
-    Looks at the packages, the configuration, the agents, the data folder, the disk, the database, the clock,
-    the port and the model, which is asked one small question. Changes nothing. Exits with 1 when something
-    fails.
+    Looks at the packages, the configuration, the agents, their prompts, the data folder, the disk, the
+    database, the clock, the port and the model, which is asked one small question. Changes nothing. Exits
+    with 1 when something fails.
     """
     screen = call.screen()
     checks = list(_shown(_all_checks(call), screen))
@@ -95,6 +95,7 @@ def _all_checks(call: Invocation) -> Iterator[Check]:
         return
     yield _configuration(settings)
     yield _agents(settings)
+    yield _prompts(settings)
     yield check_folder(settings.daemon.data_dir)
     yield check_disk(settings.daemon.data_dir)
     yield check_port(settings.web.host, settings.web.port, enabled=settings.web.enabled)
@@ -138,6 +139,22 @@ def _unloadable(registry: AgentRegistry) -> list[str]:
         except AgentError as error:
             found.append(str(error))
     return found
+
+
+def _prompts(settings: Settings) -> Check:
+    """The agents' prompt templates can be used, the owner's own among them."""
+    from daemon.commands.shelf import Shelf  # noqa: PLC0415 - loads the agents
+
+    name, shelf = "prompts", Shelf(settings)
+    problems = shelf.problems()
+    if problems:
+        way = (
+            "`askfirst prompts diff NAME` shows what was changed; without the file the agent's own one counts"
+        )
+        return Check(name=name, state="fail", message="; ".join(map(str, problems)), way_out=way)
+    entries = shelf.entries()
+    own = sum(entry.overridden for entry in entries)
+    return Check(name=name, state="ok", message=f"{len(entries)} templates, {own} of them your own")
 
 
 def _database(settings: Settings) -> tuple[Check, datetime | None]:

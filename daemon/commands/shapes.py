@@ -151,7 +151,8 @@ def show_call(screen: Screen, call: ModelCall, *, verbose: bool) -> None:
     tokens = f"{call.prompt_tokens} + {call.completion_tokens} tokens"
     source = "from the cache" if call.cached else f"{call.seconds:.1f} s"
     outcome = f"failed: {call.error}" if call.error else "answered"
-    screen.line(f"  {call.backend}, {call.model}: {outcome}, {tokens}, {source}")
+    made_from = f", from the template {call.template}" if call.template else ""
+    screen.line(f"  {call.backend}, {call.model}: {outcome}, {tokens}, {source}{made_from}")
     if not verbose:
         return
     for name, text in (("system", call.system_prompt), ("asked", call.prompt), ("answered", call.reply)):

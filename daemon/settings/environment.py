@@ -51,7 +51,8 @@ def known_keys() -> dict[KeyPath, FieldInfo]:
 def variable_of(path: KeyPath) -> str:
     """The variable that sets the key at `path`."""
     if path[0] == "llm":
-        return LLM_VARIABLES[str(path[1])]
+        # LLM_BUDGET can hold those of single agents too: "agent matchmaker: 20000 tokens/day".
+        return LLM_VARIABLES["budget" if path[1] == "budgets" else str(path[1])]
     return PREFIX + BETWEEN.join(str(part) for part in path).upper()
 
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _FOLDERS: tuple[tuple[str, str], ...] = (
     ("daemon", "data_dir"),
     ("daemon", "plugin_dir"),
+    ("daemon", "prompts_dir"),
     ("llm", "cache_dir"),
     ("llm", "model_dir"),
     ("llm", "adapter_path"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -22,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from agents.base import NAME_PATTERN
 from agents.config import AgentConfig
 from agents.errors import InvalidProposal
 from agents.proposal import DEFAULT_EXPIRY, Approvers
@@ -29,6 +32,7 @@ from agents.schedule import FORMS, parse_duration
 from daemon.errors import SettingsError, SettingsProblem
 from daemon.settings.places import default_data_dir
 from daemon.settings.sources import Sources
+from llm.budgets import Budget, parse_budgets
 from llm.config import AUTO, ENVIRONMENT, LLMConfig
 from llm.errors import ConfigurationError
 
@@ -60,11 +64,43 @@ def _absolute(path: Path) -> Path:
     return path.expanduser().resolve()
 
 
+def _prices_as_text(value: Any) -> Any:
+    """The table [llm.prices] as `LLM_PRICES` has it; what is no such table is left for the check of that."""
+    if not isinstance(value, Mapping):
+        return value
+    prices: list[str] = []
+    for model, table in value.items():
+        kept = dict(table) if isinstance(table, Mapping) else {}
+        amounts = [kept.pop(key, None) for key in ("input", "output", "cached")]
+        given = amounts if amounts[2] is not None else amounts[:2]
+        if kept or not all(isinstance(a, int | float) and not isinstance(a, bool) for a in given):
+            msg = f'must be "{model}" = {{ input = 2.5, output = 10, cached = 1.25 }}, USD per million tokens'
+            raise ValueError(msg)
+        prices.append(f"{model}={'/'.join(f'{Decimal(str(a)):f}' for a in given)}")
+    return ", ".join(prices)
+
+
 Whole = Annotated[int, Strict()]
 Text = Annotated[str, Strict()]
 Switch = Annotated[bool, Strict()]
 Number = Annotated[float, Strict()]
 Folder = Annotated[Path, AfterValidator(_absolute)]
+Prices = Annotated[
+    str,
+    BeforeValidator(_prices_as_text),
+    Strict(),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "additionalProperties": {
+                "type": "object",
+                "properties": {name: {"type": "number"} for name in ("input", "output", "cached")},
+                "required": ["input", "output"],
+                "additionalProperties": False,
+            },
+        }
+    ),
+]
 Duration = Annotated[
     timedelta,
     BeforeValidator(_duration),
@@ -77,6 +113,38 @@ class Section(BaseModel):
     """One table of the configuration."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class BudgetSettings(Section):
+    """What single agents may spend; `llm.budget` is for all of them together."""
+
+    agents: Mapping[str, Text] = Field(
+        default_factory=dict,
+        description='by agent, what it may spend: `agents.matchmaker = "20000 tokens/day"`; unset: no limit',
+    )
+
+    @field_validator("agents")
+    @classmethod
+    def _can_be_read(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for name, text in value.items():
+            try:
+                _of_agent(name, text)
+            except ConfigurationError as error:
+                message = str(error).removeprefix("LLM_BUDGET (budget) ")
+                raise ValueError(f"{name}: {message}") from error
+        return value
+
+    def as_texts(self) -> list[str]:
+        """Each of them as `LLM_BUDGET` has it."""
+        return [str(budget) for name, text in self.agents.items() for budget in _of_agent(name, text)]
+
+
+def _of_agent(name: str, text: str) -> list[Budget]:
+    found = parse_budgets(text)
+    if not NAME_PATTERN.fullmatch(name) or any(budget.scope != "total" for budget in found):
+        msg = 'must be an agent\'s name and what that one may spend, such as matchmaker = "20000 tokens/day"'
+        raise ConfigurationError(msg)
+    return [replace(budget, scope="agent", name=name) for budget in found]
 
 
 class LLMSettings(Section):
@@ -159,6 +227,14 @@ class LLMSettings(Section):
     budget: Text | None = Field(
         None, description='what may be spent, such as "100000 tokens/day, 2 usd/month"; unset: no limit'
     )
+    budgets: BudgetSettings = Field(
+        default_factory=BudgetSettings, description="what single agents may spend"
+    )
+    prices: Prices | None = Field(
+        None,
+        description='by model, USD per million tokens: `"gpt-4o" = { input = 2.5, output = 10 }`; '
+        "unset: list prices, 0 on hardware of one's own",
+    )
     usage_file: Folder | None = Field(
         None, description="ledger of all model calls; unset: `llm_usage.sqlite3` in `daemon.data_dir`"
     )
@@ -195,6 +271,11 @@ class DaemonSettings(Section):
     plugin_dir: Folder = Field(
         default_factory=lambda values: values["data_dir"] / "plugins",
         description="folder of the user's own agents, one file each; unset: `plugins` in `data_dir`",
+    )
+    prompts_dir: Folder | None = Field(
+        None,
+        description="folder of your own versions of the agents' prompt templates; "
+        "unset: `prompts` beside the configuration file",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least serious kind of line that is logged"
@@ -293,6 +374,11 @@ class Settings(BaseModel):
         return AgentConfig.from_table(name, {**shared, **self.agents.get(name, {})}, agent_cls)
 
     @property
+    def prompts_dir(self) -> Path:
+        """The folder of the owner's own prompt templates, whether it exists or not."""
+        return self.daemon.prompts_dir or self.base_dir / "prompts"
+
+    @property
     def enabled_agents(self) -> tuple[str, ...]:
         """The agents that have a table without `enabled = false`, in the order of the file."""
         return tuple(name for name, table in self.agents.items() if table.get("enabled", True) is not False)
@@ -309,6 +395,9 @@ class Settings(BaseModel):
         values = self._llm_texts()
         given = {variable: source.get(variable, "").strip() for variable in ENVIRONMENT.values()}
         values.update({variable: text for variable, text in given.items() if text})
+        budgets = [*filter(None, [values.get("LLM_BUDGET")]), *self.llm.budgets.as_texts()]
+        if budgets:
+            values["LLM_BUDGET"] = ", ".join(budgets)
         if values.get("LLM_BACKEND", AUTO).lower() == AUTO:
             values.pop("LLM_BACKEND", None)
         if "LLM_API_KEY" not in values:

@@ -19,8 +19,9 @@ _OTHERS = 0o077
 MARKER = "instance"
 """File beside the database that holds its instance id: it tells of a database that was lost or emptied."""
 
+_LEDGER = ("llm_usage.sqlite3", "llm_usage.sqlite3-wal", "llm_usage.sqlite3-shm")
 # What the data folder may hold although another program or an earlier start made it with a loose mode.
-_OURS = frozenset({MARKER, "agents", "llm_cache", "locks", "lost+found", "plugins"})
+_OURS = frozenset({MARKER, "agents", "llm_cache", "locks", "lost+found", "plugins", *_LEDGER})
 
 
 def private_folder(folder: Path, database: str) -> None:

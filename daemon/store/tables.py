@@ -142,6 +142,7 @@ model_calls = Table(
     Column("seconds", Float, nullable=False),
     Column("cached", Boolean, nullable=False),
     Column("error", Text),
+    Column("template", Text, nullable=False, server_default=""),
     Index("ix_model_calls_run", "run_id"),
 )
 

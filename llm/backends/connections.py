@@ -104,17 +104,8 @@ def _built_client(address: Address, connect: float) -> httpx.AsyncClient:
         limits=httpx.Limits(max_connections=None, max_keepalive_connections=8, keepalive_expiry=IDLE_SECONDS),
         cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none is kept
         headers={
-            "User-Agent": f"askfirst/{_version()}",
+            "User-Agent": "askfirst",
             "Accept": "application/json",
             "Accept-Encoding": "identity",
         },
     )
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 - see _built_client
-
-    try:
-        return version("askfirst")
-    except PackageNotFoundError:  # run from a checkout
-        return "source"

@@ -1,14 +1,15 @@
-"""One JSON exchange over HTTP, bounded in bytes, translated into our errors; nothing of httpx leaves it.
+"""JSON over HTTP, whole or as a stream: bounded in bytes, its errors translated; nothing of httpx leaves it.
 
 The total time is bounded by `LLMClient`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from llm.backends.address import Address, parse_address
 from llm.backends.connections import LoopClients
@@ -21,19 +22,23 @@ from llm.errors import (
     DeadlineExceeded,
     LLMError,
 )
-from llm.wire.body import ReplyBody
+from llm.types import Chunk, LLMResponse, StreamEnd
+from llm.wire.body import BodyBytes, ReplyBody
 from llm.wire.common import decode, encode
+from llm.wire.lines import DONE, framing
 from llm.wire.redact import redact
-from llm.wire.status import Refusal
+from llm.wire.status import Refusal, inner_status
 
 if TYPE_CHECKING:
     import httpx
 
 _ERROR_BYTES = 64 * 1024
+_LINGER_SECONDS = 1.0
+"""How long the end of the body may come after the stream's own end, for the connection to be kept."""
 
 
 class HttpExchange:
-    """Sends one request, reads one JSON reply. Safe to use from several tasks and, one by one, several loops.
+    """Sends requests, reads JSON replies. Safe to use from several tasks and, one by one, several loops.
 
     Args:
         config: its timeout and byte cap are used, and its key is kept out of messages.
@@ -64,8 +69,66 @@ class HttpExchange:
         """
         call = self._prepare(method, url, headers or {}, body)
         client = await self._client(call.address)
-        reply = await _fetch(client, call, self.config.max_reply_bytes, self._way_out)
+        reply = await self._fetch(client, call)
         return _judge(reply, call)
+
+    async def stream(
+        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: Any = None
+    ) -> AsyncGenerator[Any, None]:
+        """Send one request and give the JSON values of its reply as they come; the arguments as above.
+
+        Gives `llm.wire.lines.DONE` for `[DONE]`, and nothing after it. Closing the generator closes the
+        connection at once.
+
+        Raises:
+            LLMError: whatever went wrong, an error inside the stream included; the message holds no key.
+        """
+        call = self._prepare(method, url, headers or {}, body)
+        client = await self._client(call.address)
+        import httpx  # noqa: PLC0415 - the line above has it loaded, in a thread
+
+        answered = False
+        try:
+            async with client.stream(
+                call.method, call.address.url, headers=call.headers, content=call.content
+            ) as response:
+                answered = True
+                if 200 <= response.status_code < 300:
+                    async with aclosing(_values(response, call, self.config.max_reply_bytes)) as values:
+                        async for value in values:
+                            yield value
+                    return
+                reply = await _read(response, self.config.max_reply_bytes)
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, BadReply) as error:
+            fault = self._translated(error, call, answered=answered)
+        else:
+            fault = _refusal(reply, call).error()
+        raise fault
+
+    async def _fetch(self, client: httpx.AsyncClient, call: _Call) -> _Reply:
+        """Send and read. Errors are raised after the `except`, without a cause: httpx's hold the request."""
+        import httpx  # noqa: PLC0415 - a call has it loaded
+
+        answered = False
+        try:
+            async with client.stream(
+                call.method, call.address.url, headers=call.headers, content=call.content
+            ) as response:
+                answered = True
+                return await _read(response, self.config.max_reply_bytes)
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, BadReply) as error:
+            fault = self._translated(error, call, answered=answered)
+        raise fault
+
+    def _translated(self, error: Exception, call: _Call, *, answered: bool) -> LLMError:
+        import httpx  # noqa: PLC0415 - a call has it loaded
+
+        if isinstance(error, BadReply):
+            return BadReply(f"{call.address.origin}: {error}")
+        if isinstance(error, httpx.HTTPError):
+            return _translate(error, call, self._way_out, answered=answered)
+        # UnicodeError: a host name that DNS cannot spell
+        return ConfigurationError(f"LLM_API_BASE is no usable address: {call.address.origin}")
 
     def _prepare(self, method: str, url: str, headers: Mapping[str, str], body: Any) -> _Call:
         address = parse_address(url)
@@ -111,6 +174,36 @@ def reading_from(origin: str) -> Iterator[None]:
         raise BadReply(msg) from error
 
 
+class Fold(Protocol):
+    """Puts an answer together from the values of a stream; each wire has its own."""
+
+    def feed(self, payload: Any, /) -> Sequence[Chunk]:
+        """What one value says."""
+
+    def finish(self) -> LLMResponse:
+        """The whole answer; BadReply if the stream broke off before its end."""
+
+
+async def folded(values: AsyncGenerator[Any, None], fold: Fold, origin: str) -> AsyncGenerator[Chunk, None]:
+    """The chunks of a stream of JSON values, and its end; what `fold` finds wrong is led by `origin`.
+
+    Raises:
+        LLMError: what `values` and `fold` raise.
+    """
+    async with aclosing(values):
+        async for value in values:
+            try:
+                chunks = fold.feed(value)
+            except BadReply as error:
+                msg = f"{origin}: {error}"
+                raise BadReply(msg) from error
+            for chunk in chunks:
+                yield chunk
+    with reading_from(origin):
+        response = fold.finish()
+    yield StreamEnd(response)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class _Call:
     """One request, ready to be sent; without a repr, because it holds the key."""
@@ -148,27 +241,6 @@ def _check_headers(headers: Mapping[str, str]) -> None:
         "LLM_API_KEY has a character that no HTTP header can carry (a line break? an accent?); copy it again"
     )
     raise ConfigurationError(msg)
-
-
-async def _fetch(client: httpx.AsyncClient, call: _Call, cap: int, way_out: str) -> _Reply:
-    """Send and read. Errors are raised after the `except`, without the cause: httpx's hold the request."""
-    import httpx  # noqa: PLC0415 - a call has it loaded
-
-    answered = False
-    fault: LLMError
-    try:
-        async with client.stream(
-            call.method, call.address.url, headers=call.headers, content=call.content
-        ) as response:
-            answered = True
-            return await _read(response, cap)
-    except httpx.HTTPError as error:
-        fault = _translate(error, call, way_out, answered=answered)
-    except BadReply as error:
-        fault = BadReply(f"{call.address.origin}: {error}")
-    except (httpx.InvalidURL, UnicodeError):  # UnicodeError: a host name that DNS cannot spell
-        fault = ConfigurationError(f"LLM_API_BASE is no usable address: {call.address.origin}")
-    raise fault
 
 
 def _translate(error: httpx.HTTPError, call: _Call, way_out: str, *, answered: bool) -> LLMError:
@@ -220,35 +292,82 @@ async def _read_refusal(chunks: AsyncIterator[bytes], encoding: str, cap: int) -
     return b"" if body is None else body.so_far()
 
 
-def _judge(reply: _Reply, call: _Call) -> Any:
-    """The JSON of a good reply; an error status, or an error inside a 200, is raised."""
-    refusal = Refusal(
+async def _values(response: httpx.Response, call: _Call, cap: int) -> AsyncGenerator[Any, None]:
+    """The JSON values of a good reply; an error among them is raised.
+
+    Raises:
+        BadReply: too large, broken, or no JSON.
+        LLMError: the error that the server reports in the stream.
+    """
+    headers = response.headers
+    kind = headers.get("content-type", "")
+    body, frames = BodyBytes(headers.get("content-encoding", ""), cap), framing(kind)
+    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_raw())) as chunks:
+        try:
+            async for chunk in chunks:
+                for value in frames.feed(body.take(chunk)):
+                    yield value if type(value) is not dict else _sound(value, call)
+                    if value is DONE:
+                        await _linger(chunks)
+                        return
+            body.end()
+            for value in frames.finish():
+                yield value if type(value) is not dict else _sound(value, call)
+        except BadReply as error:
+            fault = BadReply(f"a stream of no use: {error}{_page_hint(kind)}")
+        else:
+            return
+    raise fault
+
+
+async def _linger(chunks: AsyncIterator[bytes]) -> None:
+    """Read to the end of the body, so that the connection can be kept; all that was asked for is here."""
+    import httpx  # noqa: PLC0415 - a call has it loaded
+
+    try:
+        async with asyncio.timeout(_LINGER_SECONDS):
+            async for _ in chunks:
+                continue
+    except (TimeoutError, httpx.HTTPError):
+        return
+
+
+def _refusal(reply: _Reply, call: _Call) -> Refusal:
+    return Refusal(
         server=call.address.origin,
         status=reply.status,
         headers=reply.headers,
         body=reply.body,
         secrets=call.secrets,
     )
+
+
+def _judge(reply: _Reply, call: _Call) -> Any:
+    """The JSON of a good reply; an error status, or an error inside a 200, is raised."""
     if not 200 <= reply.status < 300:
-        raise refusal.error()
+        raise _refusal(reply, call).error()
     try:
         payload = decode(reply.body)
     except BadReply as error:
-        fault = BadReply(f"{call.address.origin} gave a reply of no use: {error}{_page_hint(reply)}")
+        hint = _page_hint(reply.headers.get("content-type", ""), reply.body)
+        fault = BadReply(f"{call.address.origin} gave a reply of no use: {error}{hint}")
     else:
         if isinstance(payload, dict) and payload.get("error"):
-            raise replace(refusal, status=_inner_status(payload["error"])).error()
+            raise replace(_refusal(reply, call), status=inner_status(payload)).error()
         return payload
     raise fault
 
 
-def _page_hint(reply: _Reply) -> str:
+def _sound(value: dict[str, Any], call: _Call) -> dict[str, Any]:
+    """A value of a stream, if it is no error."""
+    if not value.get("error"):
+        return value
+    status = inner_status(value)
+    body = encode(value)
+    raise Refusal(server=call.address.origin, status=status, body=body, secrets=call.secrets).error()
+
+
+def _page_hint(kind: str, body: bytes = b"") -> str:
     """A login page of a hotel network, or a web server that is no model server."""
-    is_page = reply.body.lstrip()[:1] == b"<" or "html" in reply.headers.get("content-type", "")
+    is_page = body.lstrip()[:1] == b"<" or "html" in kind
     return "; it is a web page: check LLM_API_BASE, or the network's login" if is_page else ""
-
-
-def _inner_status(error: Any) -> int:
-    """The status that a gateway hides in its error object, else 500: the server failed after saying 200."""
-    code = error.get("code") if isinstance(error, dict) else None
-    return code if isinstance(code, int) and 400 <= code < 600 else 500

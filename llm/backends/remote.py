@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar
+import re
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar
 
 from llm.backends.address import Address, guard_clear_text, parse_address
-from llm.backends.http import HttpExchange, reading_from
+from llm.backends.http import HttpExchange, folded, reading_from
 from llm.client import LLMClient
 from llm.config import LLMConfig
-from llm.errors import AuthenticationFailed, BadRequest, LLMError, ModelNotFound
-from llm.events import Observer
+from llm.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    ConfigurationError,
+    LLMError,
+    ModelNotFound,
+    NotSupported,
+)
+from llm.events import Observer, ParameterDropped
 from llm.middleware.base import Middleware
-from llm.types import LLMRequest, LLMResponse
+from llm.overflow import ROUNDS, shortened, too_long
+from llm.types import Capabilities, Chunk, Embeddings, EmbedRequest, LLMRequest, LLMResponse
 from llm.wire import anthropic, openai
-from llm.wire.takes import Takes
+from llm.wire.gateways import OPENAI, Gateway, gateway_of
+from llm.wire.takes import EVERYTHING, Takes
+from llm.wire.vectors import Vectors, batches, check_sizes, openai_body, read_openai
 
 OPENAI_BASE = "https://api.openai.com/v1"
 ANTHROPIC_BASE = "https://api.anthropic.com/v1"
@@ -38,6 +50,7 @@ async def openai_chat(
     key: str | None,
     backend: str,
     takes: Takes | None = None,
+    headers: Mapping[str, str] | None = None,
 ) -> LLMResponse:
     """Ask an OpenAI-compatible server for one chat completion.
 
@@ -48,6 +61,7 @@ async def openai_chat(
         key: bearer key, None for a server that needs none.
         backend: name of the backend for the response.
         takes: what may be sent for the model; everything if None.
+        headers: what to send instead of the bearer key.
 
     Raises:
         LLMError: see `llm.errors`.
@@ -55,11 +69,63 @@ async def openai_chat(
     payload = await exchange.request_json(
         "POST",
         f"{base.rstrip('/')}/chat/completions",
-        headers=_bearer(key),
-        body=openai.chat_body(request, takes or Takes()),
+        headers=_bearer(key) if headers is None else headers,
+        body=openai.chat_body(request, takes or EVERYTHING),
     )
     with reading_from(parse_address(base).origin):
         return openai.read_chat(payload, request, backend=backend)
+
+
+def openai_stream(
+    exchange: HttpExchange,
+    request: LLMRequest,
+    *,
+    base: str,
+    key: str | None,
+    backend: str,
+    takes: Takes | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> AsyncGenerator[Chunk, None]:
+    """The same in pieces, an async generator; the arguments are those of `openai_chat`.
+
+    Raises:
+        LLMError: see `llm.errors`; raised while it is read.
+    """
+    values = exchange.stream(
+        "POST",
+        f"{base.rstrip('/')}/chat/completions",
+        headers=_bearer(key) if headers is None else headers,
+        body=openai.chat_body(request, takes or EVERYTHING, stream=True),
+    )
+    return folded(values, openai.ChatStream(request, backend=backend), parse_address(base).origin)
+
+
+async def openai_embed(
+    exchange: HttpExchange, request: EmbedRequest, *, base: str, headers: Mapping[str, str], backend: str
+) -> Embeddings:
+    """Ask an OpenAI-compatible server for embeddings, some texts at a time.
+
+    Args:
+        exchange: sends it.
+        request: the texts.
+        base: base URL, usually ending in /v1.
+        headers: with the key, if the server needs one.
+        backend: name of the backend for the answer.
+
+    Raises:
+        LLMError: see `llm.errors`.
+    """
+    vectors: Vectors = ()
+    tokens = 0
+    for part in batches(request):
+        payload = await exchange.request_json(
+            "POST", f"{base.rstrip('/')}/embeddings", headers=headers, body=openai_body(part)
+        )
+        with reading_from(parse_address(base).origin):
+            found, counted = read_openai(payload, part)
+        vectors, tokens = vectors + found, tokens + counted
+    check_sizes(vectors)
+    return Embeddings(vectors=vectors, model=request.model, backend=backend, prompt_tokens=tokens)
 
 
 def _bearer(key: str | None) -> dict[str, str]:
@@ -73,10 +139,12 @@ class Service:
     Attributes:
         address: its base URL, path included.
         speaks_anthropic: the Messages API if true, chat completions otherwise.
+        gateway: in what it differs from OpenAI, if it speaks as that does.
     """
 
     address: Address
     speaks_anthropic: bool
+    gateway: Gateway = OPENAI
 
     @property
     def is_vendor(self) -> bool:
@@ -103,9 +171,10 @@ def choose_service(config: LLMConfig) -> Service:
     path = address.path.removesuffix("/chat/completions").removesuffix("/messages")
     says_so = path.removesuffix("/v1").endswith("/anthropic")
     anthropics = says_so or _within(address.host, "anthropic.com")
-    if not path or path.endswith("/anthropic"):
+    gateway = gateway_of(address.host, private=address.is_private)
+    if path.endswith("/anthropic"):
         path += "/v1"
-    return Service(replace(address, path=path), anthropics)
+    return Service(replace(address, path=path or gateway.base), anthropics, gateway)
 
 
 class RemoteBackend(LLMClient):
@@ -125,10 +194,20 @@ class RemoteBackend(LLMClient):
         observers: Sequence[Observer] = (),
     ) -> None:
         super().__init__(config, middleware=middleware, observers=observers)
-        self._service = choose_service(config)
-        guard_clear_text(self._service.address, key=config.api_key, backend=self.backend)
+        self._service = service = choose_service(config)
+        guard_clear_text(service.address, key=config.api_key, backend=self.backend)
         self._exchange = HttpExchange(config, way_out="check the network and LLM_API_BASE")
+        self._base = service.address.full_url("")
+        self._version = _checked_version(config.api_version)
+        self._headers = self._authorization()
         self._takes: dict[str, Takes] = {}
+        self._dropped: set[tuple[str, str]] = set()
+
+    def _authorization(self) -> dict[str, str]:
+        key = self.config.api_key
+        if not self._service.speaks_anthropic:
+            return self._service.gateway.authorization(key)
+        return {"anthropic-version": self._version} | ({"x-api-key": key} if key else {})
 
     async def send(self, request: LLMRequest) -> LLMResponse:
         """Ask the service; a parameter that it says the model cannot take is left out from then on.
@@ -137,37 +216,121 @@ class RemoteBackend(LLMClient):
             LLMError: see `llm.errors`.
         """
         self._need_key()
-        tried: list[Takes] = []
-        takes = self._known(request)
+        tries = _Tries()
         while True:
-            tried.append(takes)
+            takes = self._known(request)
             try:
                 return await self._ask(request, takes)
-            except ModelNotFound:
-                raise
             except BadRequest as error:
-                narrower = takes.after(str(error))
-                if narrower is None or narrower in tried:
+                request = self._second_try(request, takes, error, tries)
+
+    async def send_stream(self, request: LLMRequest) -> AsyncGenerator[Chunk, None]:
+        """The same in pieces; what the model cannot take is found out before the first piece.
+
+        Raises:
+            LLMError: see `llm.errors`.
+        """
+        self._need_key()
+        tries = _Tries()
+        begun = False
+        while True:
+            takes = self._known(request)
+            try:
+                async with aclosing(self._ask_stream(request, takes)) as chunks:
+                    async for chunk in chunks:
+                        begun = True
+                        yield chunk
+            except BadRequest as error:
+                if begun:
                     raise
-            takes = self._takes[request.model] = narrower
-            _warn(request, takes)
+                request = self._second_try(request, takes, error, tries)
+            else:
+                return
+
+    async def send_embed(self, request: EmbedRequest) -> Embeddings:
+        """Ask for vectors, some texts at a time.
+
+        Raises:
+            NotSupported: Anthropic makes none.
+            LLMError: see `llm.errors`.
+        """
+        self._need_key()
+        if self._service.speaks_anthropic:
+            msg = "Anthropic makes no embeddings; use OpenAI, ollama or llamacpp for them"
+            raise NotSupported(msg)
+        return await openai_embed(
+            self._exchange, request, base=self._base, headers=self._headers, backend=self.backend
+        )
+
+    async def capabilities(self) -> Capabilities:
+        """What the configured model can do as far as its name tells; nobody is asked."""
+        model, takes = self.config.model, self._takes_of(self.config.model)
+        if self._service.speaks_anthropic:
+            return replace(anthropic.capabilities(anthropic.full_name(model), takes), model=model)
+        return openai.capabilities(model, self._service.gateway, takes)
+
+    def _second_try(self, request: LLMRequest, takes: Takes, error: BadRequest, tries: _Tries) -> LLMRequest:
+        """What to ask instead of what was refused: without a parameter, or with less text.
+
+        Raises:
+            BadRequest: nothing; the refusal as it is.
+        """
+        tries.takes.append(takes)
+        narrower = None if isinstance(error, ModelNotFound) else takes.after(str(error))
+        if narrower is not None and narrower not in tries.takes:
+            self._takes[request.model] = narrower
+            return request
+        told = too_long(str(error))
+        if told is not None and self.config.overflow == "trim" and tries.cuts < ROUNDS:
+            tries.cuts += 1
+            shorter = shortened(request, told)
+            if shorter is not None:
+                _log.warning(
+                    "a prompt for %s is longer than its context; the oldest turns or the middle of the "
+                    "longest are left out (LLM_OVERFLOW=trim)",
+                    request.model,
+                )
+                return shorter
+        raise error
 
     def _known(self, request: LLMRequest) -> Takes:
-        """What the model takes as far as is known; said once, when it is asked for the first time."""
-        if request.model not in self._takes:
-            if self._service.speaks_anthropic:
-                found = anthropic.takes(anthropic.full_name(request.model))
+        """What the model takes as far as is known; what is asked for and cannot be sent is said once."""
+        takes = self._takes_of(request.model)
+        fresh = [
+            name
+            for name in takes.without(request)
+            if (request.model, name) not in self._dropped and getattr(request, name) != _DEFAULTS.get(name)
+        ]
+        if fresh:
+            self._dropped |= {(request.model, name) for name in fresh}
+            _log.warning("%s does not take %s: left out of every call", request.model, " and ".join(fresh))
+            for name in fresh:
+                self.emit(
+                    ParameterDropped(
+                        backend=self.name, model=request.model, caller=request.caller, parameter=name
+                    )
+                )
+        return takes
+
+    def _takes_of(self, model: str) -> Takes:
+        found = self._takes.get(model)
+        if found is None:
+            service = self._service
+            if service.speaks_anthropic:
+                found = anthropic.takes(anthropic.full_name(model), self._version)
+            elif service.gateway.names_say:
+                found = openai.takes(model, vendor=True)
             else:
-                found = openai.takes(request.model, vendor=self._service.is_vendor)
-            self._takes[request.model] = found
-            _warn(request, found)
-        return self._takes[request.model]
+                found = service.gateway.takes
+            self._takes[model] = found
+        return found
 
     def _need_key(self) -> None:
-        address = self._service.address
-        if self._service.is_vendor and not self.config.api_key and not address.secret:
-            msg = f"{address.origin} needs a key: set LLM_API_KEY, or LLM_BACKEND to a local backend"
-            raise AuthenticationFailed(msg)
+        if self.config.api_key or self._service.address.secret or not self._service.is_vendor:
+            return
+        origin = self._service.address.origin
+        msg = f"{origin} needs a key: set LLM_API_KEY, or LLM_BACKEND to a local backend"
+        raise AuthenticationFailed(msg)
 
     async def _ask(self, request: LLMRequest, takes: Takes) -> LLMResponse:
         if self._service.speaks_anthropic:
@@ -175,37 +338,57 @@ class RemoteBackend(LLMClient):
         return await openai_chat(
             self._exchange,
             request,
-            base=self._service.address.full_url(""),
-            key=self.config.api_key,
+            base=self._base,
+            key=None,
             backend=self.backend,
             takes=takes,
+            headers=self._headers,
         )
 
     async def _ask_anthropic(self, request: LLMRequest, takes: Takes) -> LLMResponse:
-        if self._service.is_vendor:
-            request = replace(request, model=anthropic.full_name(request.model))
+        named = self._named(request)
         payload = await self._exchange.request_json(
             "POST",
-            self._service.address.full_url("/messages"),
-            headers=self._headers(),
-            body=anthropic.messages_body(request, takes),
+            f"{self._base}/messages",
+            headers=self._headers,
+            body=anthropic.messages_body(named, takes),
         )
         with reading_from(self._service.address.origin):
-            return anthropic.read_message(payload, request, backend=self.backend)
+            return anthropic.read_message(payload, named, backend=self.backend)
 
-    def _headers(self) -> dict[str, str]:
-        key = self.config.api_key
+    def _ask_stream(self, request: LLMRequest, takes: Takes) -> AsyncGenerator[Chunk, None]:
         if not self._service.speaks_anthropic:
-            return _bearer(key)
-        return {"anthropic-version": anthropic.VERSION} | ({"x-api-key": key} if key else {})
+            return openai_stream(
+                self._exchange,
+                request,
+                base=self._base,
+                key=None,
+                backend=self.backend,
+                takes=takes,
+                headers=self._headers,
+            )
+        named = self._named(request)
+        values = self._exchange.stream(
+            "POST",
+            f"{self._base}/messages",
+            headers=self._headers,
+            body=anthropic.messages_body(named, takes, stream=True),
+        )
+        fold = anthropic.MessageStream(named, backend=self.backend)
+        return folded(values, fold, self._service.address.origin)
+
+    def _named(self, request: LLMRequest) -> LLMRequest:
+        """With the model's whole name, if it is Anthropic that is asked."""
+        if not self._service.is_vendor:
+            return request
+        return replace(request, model=anthropic.full_name(request.model))
 
     async def health_check(self) -> bool:
         """Whether the service lists its models for this key, within 5 s. Never raises, costs no tokens."""
         try:
             self._need_key()
             async with asyncio.timeout(min(PROBE_SECONDS, self.config.timeout)):
-                url = self._service.address.full_url("/models")
-                await self._exchange.request_json("GET", url, headers=self._headers())
+                await self._exchange.request_json("GET", f"{self._base}/models", headers=self._headers)
         except (LLMError, TimeoutError):
             return False
         return True
@@ -214,20 +397,19 @@ class RemoteBackend(LLMClient):
         await self._exchange.aclose()
 
 
-_SAMPLING: Mapping[str, Callable[[Takes], bool]] = {
-    "temperature": lambda takes: takes.temperature,
-    "top_p": lambda takes: takes.top_p and takes.both,
-    "seed": lambda takes: takes.seed,
-}
+@dataclass(slots=True)
+class _Tries:
+    """What was tried during one call, so that it ends."""
+
+    takes: list[Takes] = field(default_factory=list)
+    cuts: int = 0
 
 
-def _warn(request: LLMRequest, takes: Takes) -> None:
-    """Say what the model cannot take, unless it is a default that nobody chose."""
-    asked: Mapping[str, Any] = {name: getattr(request, name) for name in _SAMPLING}
-    dropped = [
-        name
-        for name, value in asked.items()
-        if value is not None and value != _DEFAULTS[name] and not _SAMPLING[name](takes)
-    ]
-    if dropped:
-        _log.warning("%s does not take %s: left out of every call", request.model, " and ".join(dropped))
+def _checked_version(version: str | None) -> str:
+    """Anthropic's version, which is a date."""
+    if version is None:
+        return anthropic.VERSION
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", version) is None:
+        msg = f"LLM_API_VERSION (api_version) must be a date such as {anthropic.VERSION}, not {version!r}"
+        raise ConfigurationError(msg)
+    return version

@@ -1,7 +1,9 @@
 """Run llama.cpp's own HTTP server on loopback until stdin ends; see `llm.backends.child` for the protocol.
 
 The settings line holds: `model` (path of a .gguf file), `name` (what replies call it), `key` (bearer key of
-every endpoint but /health), `context_length`, `threads`, `idle_seconds`.
+every endpoint but /health), `context_length`, `threads`, `idle_seconds`, `install` (how to get the engine);
+and, where they apply, `slot_folder` (where states of prompts are saved) or `embedding` (the pooling: "own" is
+the model's, "mean" for a model that names none).
 """
 
 from __future__ import annotations
@@ -22,6 +24,9 @@ _BATCH = 128
 
 _CACHE_MIB = 64
 """Prompts of other conversations kept in memory; llama.cpp's default is 8192."""
+
+_NOBODY = "https://nobody.invalid"
+"""The only web page that a browser may let read an answer. The name can never be a page's (RFC 2606)."""
 
 
 def take_stdout() -> TextIO:
@@ -44,6 +49,8 @@ def parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:
     made.model_alias = {settings["name"]}
     made.api_keys = [settings["key"]]
     made.hostnames = ["127.0.0.1"]
+    made.cors_origins = _NOBODY
+    made.cors_credentials = False
     made.n_ctx = settings["context_length"]
     made.n_parallel = 1
     made.n_batch = made.n_ubatch = _BATCH
@@ -51,23 +58,39 @@ def parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:
     made.cache_ram_mib = _CACHE_MIB
     made.sleep_idle_seconds = settings["idle_seconds"]
     made.warmup = False  # measured: the first answer comes 0.15 s sooner without
-    made.ui = made.endpoint_slots = False
+    made.ui = made.endpoint_slots = False  # saving and restoring a slot works all the same
     made.verbosity = 1  # errors only
+    if settings.get("slot_folder"):
+        made.slot_save_path = settings["slot_folder"] + os.sep
+    if settings.get("embedding"):
+        made.embedding = True
+        # An encoder reads a whole text at once or not at all.
+        made.n_batch = made.n_ubatch = settings["context_length"]
+        if settings["embedding"] == "mean":
+            made.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     return made
 
 
 def start(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Load the model: the server and the message for the parent."""
+    """Load the model: the server and the message for the parent.
+
+    What the model remembers of a prompt is kept in 8 bits if the model allows it. With SmolLM2-135M and 4096
+    tokens that is 44 MB less of 248; a prompt is read a fifth slower, and the answer comes as fast.
+    """
     try:
         import xllamacpp  # noqa: PLC0415 - what may be missing is reported, not raised
     except ImportError as error:
         return None, failure("connection", f"xllamacpp cannot be imported ({error}); {settings['install']}")
-    try:
-        server = xllamacpp.Server(parameters(xllamacpp, settings))
-    except RuntimeError:  # the reason is on stderr, which the parent reads
-        text = f"llama.cpp cannot load {settings['model']}, which may be damaged or too new for it"
-        return None, failure("model_not_found", text, stderr=True)
-    return server, {"ready": {"address": server.listening_address}}
+    made = parameters(xllamacpp, settings)
+    for kind in (xllamacpp.ggml_type.GGML_TYPE_Q8_0, xllamacpp.ggml_type.GGML_TYPE_F16):
+        made.cache_type_k = made.cache_type_v = kind
+        try:
+            server = xllamacpp.Server(made)
+        except RuntimeError:  # the reason is on stderr, which the parent reads
+            continue
+        return server, {"ready": {"address": server.listening_address}}
+    text = f"llama.cpp cannot load {settings['model']}, which may be damaged or too new for it"
+    return None, failure("model_not_found", text, stderr=True)
 
 
 def failure(code: str, message: str, *, stderr: bool = False) -> dict[str, Any]:
@@ -86,6 +109,7 @@ def watch_parent(ended: threading.Event) -> None:
 
 def main() -> int:
     """Serve until stdin ends."""
+    os.umask(0o077)  # the states of prompts are nobody else's business
     wire = take_stdout()
     settings = json.loads(sys.stdin.readline())
     ended = threading.Event()

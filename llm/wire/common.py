@@ -27,6 +27,11 @@ def clean(text: str) -> str:
     return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def is_clean(text: str) -> bool:
+    """Whether `clean` would leave it as it is."""
+    return _UNSTORABLE.search(text) is None
+
+
 def encode(body: Any) -> bytes:
     """A request's body as JSON bytes; lone surrogates of a prompt become question marks.
 
@@ -56,7 +61,7 @@ def decode(raw: bytes) -> Any:
             which may echo a key.
     """
     try:
-        return json.loads(raw.decode("utf-8-sig"), parse_constant=_refuse, parse_float=_finite)
+        return _DECODER.decode(raw.decode("utf-8-sig"))
     except UnicodeDecodeError:
         fault = "it is not UTF-8 text"
     except RecursionError:
@@ -75,6 +80,10 @@ def _finite(digits: str) -> float:
     if not math.isfinite(number):
         raise ValueError(digits)
     return number
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
+"""Made once: `json.loads` with these options makes a new one for every text."""
 
 
 def as_object(value: Any, what: str) -> Mapping[str, Any]:
@@ -121,10 +130,10 @@ def count(counters: Mapping[str, Any], key: str) -> int:
     return int(value)
 
 
-def model_name(reply: Mapping[str, Any], request: LLMRequest) -> str:
+def model_name(reply: Mapping[str, Any], otherwise: str) -> str:
     """The model that the server says answered, the one asked for if it does not say."""
     name = reply.get("model")
-    return clean(name)[:_LONGEST_NAME] if isinstance(name, str) and name else request.model
+    return clean(name)[:_LONGEST_NAME] if isinstance(name, str) and name else otherwise
 
 
 def no_answer(request: LLMRequest, *, thinking: bool) -> BadReply:

@@ -6,49 +6,97 @@ Source of the facts: openai/openai-openapi and Ollama's /v1 (recorded from Ollam
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llm.errors import BadReply
-from llm.types import FinishReason, LLMRequest, LLMResponse
-from llm.wire.common import as_list, as_object, as_text, count, model_name, no_answer, unfenced
+from llm.types import (
+    Capabilities,
+    Chunk,
+    FinishReason,
+    LLMMessage,
+    LLMRequest,
+    LLMResponse,
+    TextChunk,
+    Think,
+    ThinkingChunk,
+)
+from llm.wire.calls import PartialCall, function_spec
+from llm.wire.common import (
+    as_list,
+    as_object,
+    as_text,
+    count,
+    encode,
+    is_clean,
+    model_name,
+    no_answer,
+    unfenced,
+)
+from llm.wire.gateways import Gateway
+from llm.wire.lines import DONE
 from llm.wire.schemas import strict_schema, told
-from llm.wire.takes import Takes
+from llm.wire.takes import EVERYTHING, Takes, sampling_of
+
+_CHAT = Takes(limits=False, effort=False)
+_REASONS = Takes(
+    temperature=False,
+    top_p=False,
+    seed=False,
+    stop=False,
+    limits=False,
+    cap="max_completion_tokens",
+    least="low",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Family:
+    """Models of OpenAI by the beginning of their names."""
+
+    pattern: re.Pattern[str]
+    takes: Takes
+    context: int | None
+    tools: bool = True
+
+
+def _family(pattern: str, takes: Takes, context: int | None, *, tools: bool = True) -> _Family:
+    return _Family(pattern=re.compile(pattern), takes=takes, context=context, tools=tools)
+
 
 # First match wins. Reasoning models refuse sampling parameters and the older name of the token limit;
-# json_schema came with gpt-4o-2024-08-06, what is older only takes words.
-_OPENAI: tuple[tuple[re.Pattern[str], Takes], ...] = tuple(
-    (re.compile(pattern), takes)
-    for pattern, takes in (
-        (r"gpt-5[\w.]*-chat", Takes(cap="max_completion_tokens", limits=False)),
-        (
-            r"o1-(mini|preview)",
-            Takes(
-                temperature=False,
-                top_p=False,
-                seed=False,
-                schema=False,
-                limits=False,
-                cap="max_completion_tokens",
-            ),
-        ),
-        (
-            r"o\d|gpt-5",
-            Takes(temperature=False, top_p=False, seed=False, limits=False, cap="max_completion_tokens"),
-        ),
-        (
-            r"gpt-3\.5|gpt-4(-\d{4}|-32k|-turbo|-vision|$)|gpt-4o-2024-05-13",
-            Takes(schema=False, limits=False),
-        ),
-        ("", Takes(limits=False)),
-    )
+# json_schema came with gpt-4o-2024-08-06, what is older only takes words. Only since gpt-5.1 can thinking
+# be switched off; before, the least effort is the next best.
+_OPENAI: tuple[_Family, ...] = (
+    _family(r"gpt-5[\w.]*-chat", replace(_CHAT, cap="max_completion_tokens"), 128_000),
+    _family(
+        "o1-(mini|preview)", replace(_REASONS, schema=False, effort=False, least=""), 128_000, tools=False
+    ),
+    _family(r"o\d", _REASONS, 200_000),
+    _family(r"gpt-5(-|$)", replace(_REASONS, least="minimal"), 400_000),
+    _family(r"gpt-5\.", replace(_REASONS, least="none"), 400_000),
+    _family(r"gpt-3\.5", replace(_CHAT, schema=False), 16_385),
+    _family(r"gpt-4-(turbo|vision|1106|0125)", replace(_CHAT, schema=False), 128_000),
+    _family("gpt-4-32k", replace(_CHAT, schema=False), 32_768),
+    _family(r"gpt-4(-\d{4}|$)", replace(_CHAT, schema=False), 8_192),
+    _family("gpt-4o-2024-05-13", replace(_CHAT, schema=False), 128_000),
+    _family("gpt-4o", _CHAT, 128_000),
+    _family(r"gpt-4\.1", _CHAT, 1_047_576),
+    _family("text-embedding-", _CHAT, 8_192, tools=False),
+    _family("", replace(_CHAT, effort=True), None),
 )
 
 _FINISH: Mapping[str, FinishReason] = {
     "stop": "stop",
     "length": "length",
     "content_filter": "content_filter",
+    "tool_calls": "tool_calls",
+    "function_call": "tool_calls",
 }
+
+_THOUGHTS = ("reasoning_content", "reasoning")
+"""Where thinking is told: by vLLM, llama.cpp and DeepSeek; by Ollama, OpenRouter and MLX."""
 
 
 def takes(model: str, *, vendor: bool) -> Takes:
@@ -59,29 +107,84 @@ def takes(model: str, *, vendor: bool) -> Takes:
         vendor: whether OpenAI itself is asked. Others give old names to other models, and Ollama's /v1
             silently drops `max_completion_tokens`, so nothing is concluded from a name there.
     """
-    if not vendor:
-        return Takes()
+    return _family_of(model).takes if vendor else EVERYTHING
+
+
+def _family_of(model: str) -> _Family:
     name = model.removeprefix("ft:")
-    return next(found for pattern, found in _OPENAI if pattern.match(name))
+    return next(family for family in _OPENAI if family.pattern.match(name))
 
 
-def chat_body(request: LLMRequest, accepted: Takes) -> dict[str, Any]:
+def capabilities(model: str, gateway: Gateway, accepted: Takes) -> Capabilities:
+    """What `model` can do behind `gateway`, as far as names tell; cautious where they do not."""
+    family = _family_of(model) if gateway.names_say else None
+    embedding = "embed" in model.rpartition("/")[2].lower()
+    known = family is not None and family.context is not None
+    return Capabilities(
+        model=model,
+        sampling=sampling_of(accepted),
+        schema=known and accepted.schema and not embedding,
+        tools=(gateway.tools if family is None else family.tools) and not embedding,
+        thinking=bool(accepted.least),
+        always_thinks=accepted.least not in {"", "none"},
+        embedding=embedding,
+        chat=not embedding,
+        context_length=None if family is None else family.context,
+    )
+
+
+def chat_body(request: LLMRequest, accepted: Takes, *, stream: bool = False) -> dict[str, Any]:
     """The body of POST {base}/chat/completions."""
     messages = request.messages
-    body: dict[str, Any] = {"model": request.model, "stream": False, accepted.cap: request.max_tokens}
+    body: dict[str, Any] = {"model": request.model, "stream": stream, accepted.cap: request.max_tokens}
+    if stream and accepted.usage:
+        body["stream_options"] = {"include_usage": True}  # else a stream ends without its counts
     if request.schema is not None and accepted.schema:
         body["response_format"] = _response_format(request.schema, accepted)
     elif request.schema is not None:
         messages = told(messages, request.schema)
-    body["messages"] = [{"role": m.role, "content": m.content} for m in messages]
-    optional = {
-        "temperature": request.temperature if accepted.temperature else None,
-        "top_p": request.top_p if accepted.top_p else None,
-        "seed": request.seed if accepted.seed else None,
-    }
-    if not accepted.both and optional["temperature"] is not None:
-        optional["top_p"] = None
-    return body | {name: value for name, value in optional.items() if value is not None}
+    body["messages"] = [_turn(message) for message in messages]
+    if request.temperature is not None and accepted.temperature:
+        body["temperature"] = request.temperature
+    if request.top_p is not None and accepted.top_p and (accepted.both or "temperature" not in body):
+        body["top_p"] = request.top_p
+    if request.seed is not None and accepted.seed:
+        body[accepted.seed_name] = request.seed
+    if request.stop and accepted.stop:
+        body["stop"] = list(request.stop)
+    if request.tools:
+        body["tools"] = [function_spec(tool) for tool in request.tools]
+    return _with_thinking(body, request.think, accepted)
+
+
+def _turn(message: LLMMessage) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": encode(call.arguments).decode()},
+            }
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
+
+
+def _with_thinking(body: dict[str, Any], think: Think, accepted: Takes) -> dict[str, Any]:
+    """An effort that the service knows; and the template's switch, because open models think unless told."""
+    if accepted.switch:
+        body["chat_template_kwargs"] = {"enable_thinking": bool(think)}
+    if accepted.effort and isinstance(think, str):
+        body["reasoning_effort"] = think
+    elif accepted.effort and think:
+        if not accepted.switch:
+            body["reasoning_effort"] = "medium"
+    elif accepted.effort and accepted.least:
+        body["reasoning_effort"] = accepted.least
+    return body
 
 
 def _response_format(schema: Mapping[str, Any], accepted: Takes) -> dict[str, Any]:
@@ -97,7 +200,7 @@ def read_chat(payload: Any, request: LLMRequest, *, backend: str) -> LLMResponse
     A refusal is an answer too: its words are the content, and `finish_reason` is "content_filter".
 
     Raises:
-        BadReply: the reply has another shape, or no text (only thinking, only tool calls).
+        BadReply: the reply has another shape, or says nothing (only thinking).
     """
     reply = as_object(payload, "body")
     choices = as_list(reply.get("choices"), "choices")
@@ -105,34 +208,157 @@ def read_chat(payload: Any, request: LLMRequest, *, backend: str) -> LLMResponse
         msg = "the reply has no choices"
         raise BadReply(msg)
     choice = as_object(choices[0], "choices[0]")
-    message = as_object(choice.get("message"), "choices[0].message")
-    usage = as_object(reply.get("usage") or {}, "usage")
-    content, reason = _content(message, choice, request)
-    return LLMResponse(
-        content=content if request.schema is None else unfenced(content),
-        model=model_name(reply, request),
-        backend=backend,
-        finish_reason=reason,
-        prompt_tokens=count(usage, "prompt_tokens"),
-        completion_tokens=count(usage, "completion_tokens"),
-    )
+    as_object(choice.get("message"), "choices[0].message")
+    answer = ChatStream(request, backend=backend)
+    answer.feed(reply)
+    return answer.response()
 
 
-def _content(
-    message: Mapping[str, Any], choice: Mapping[str, Any], request: LLMRequest
-) -> tuple[str, FinishReason]:
-    word = choice.get("finish_reason")
-    reason = _FINISH.get(word, "other") if isinstance(word, str) else "other"
-    if message.get("refusal"):
-        return as_text(message["refusal"], "choices[0].message.refusal"), "content_filter"
-    content = _joined(message.get("content"))
-    if not content and reason != "content_filter":
-        thought = any(message.get(key) for key in ("reasoning", "reasoning_content"))
-        if thought or reason == "length":
-            raise no_answer(request, thinking=True)
-        if reason != "stop" or message.get("content") is None:
-            raise no_answer(request, thinking=False)
-    return content, reason
+class ChatStream:
+    """Puts one answer together from the chunks of a stream; a whole completion is a stream of one chunk.
+
+    Args:
+        request: the call.
+        backend: name of the backend for the response.
+    """
+
+    def __init__(self, request: LLMRequest, *, backend: str) -> None:
+        self._request, self._backend = request, backend
+        self._texts: list[str] = []
+        self._refusals: list[str] = []
+        self._thoughts: list[str] = []
+        self._calls: list[PartialCall] = []
+        self._model = ""
+        self._finish: str | None = None
+        self._usage: Mapping[str, Any] = {}
+        self._said = False  # the content was there, if only as an empty text
+        self._ended = False
+
+    def feed(self, payload: Any) -> Sequence[Chunk]:
+        """What one value of the stream says.
+
+        Raises:
+            BadReply: it has another shape.
+        """
+        if payload is DONE:
+            self._ended = True
+            return ()
+        reply = as_object(payload, "body")
+        self._model = self._model or model_name(reply, "")
+        if reply.get("usage"):  # null in all chunks but the last, and that has no choices
+            self._usage = as_object(reply["usage"], "usage")
+        choices = as_list(reply.get("choices") or [], "choices")
+        if not choices:
+            return ()
+        choice = as_object(choices[0], "choices[0]")
+        word = choice.get("finish_reason")
+        if isinstance(word, str) and word:
+            self._finish, self._ended = word, True
+        if "message" in choice:  # a whole completion
+            self._ended = True
+            return self._take(as_object(choice["message"], "choices[0].message"))
+        return self._take(as_object(choice.get("delta") or {}, "choices[0].delta"))
+
+    def _take(self, message: Mapping[str, Any]) -> Sequence[Chunk]:
+        content = message.get("content")
+        text = content if type(content) is str else None
+        if text is not None and len(message) == 1 and is_clean(text):  # all but a few chunks of any stream
+            self._said = True
+            if not text:
+                return ()
+            self._texts.append(text)
+            return (TextChunk(text),)
+        return self._take_all(message)
+
+    def _take_all(self, message: Mapping[str, Any]) -> Sequence[Chunk]:
+        chunks: list[Chunk] = []
+        thought = next((message[key] for key in _THOUGHTS if message.get(key)), "")
+        if thought:
+            self._thoughts.append(as_text(thought, "message.reasoning"))
+            chunks.append(ThinkingChunk(self._thoughts[-1]))
+        content = message.get("content")
+        self._said = self._said or content is not None
+        text = _joined(content)
+        if text:
+            self._texts.append(text)
+            chunks.append(TextChunk(text))
+        if message.get("refusal"):
+            self._refusals.append(as_text(message["refusal"], "message.refusal"))
+            chunks.append(TextChunk(self._refusals[-1]))
+        for call in as_list(message.get("tool_calls") or [], "tool_calls"):
+            self._take_call(as_object(call, "tool_calls[]"))
+        return chunks
+
+    def _take_call(self, call: Mapping[str, Any]) -> None:
+        """One piece of one call; `index` says of which, where a gateway leaves it out its id does."""
+        named, index = call.get("id"), call.get("index")
+        found = next(
+            (
+                known
+                for known in self._calls
+                if (known.index == index if index is not None else named in {None, known.id})
+            ),
+            None,
+        )
+        if found is None:
+            found = PartialCall(index=index)
+            self._calls.append(found)
+        function = as_object(call.get("function") or {}, "tool_calls[].function")
+        found.add(named, function.get("name"), function.get("arguments"))
+
+    def finish(self) -> LLMResponse:
+        """The whole answer, once the stream has ended.
+
+        Raises:
+            BadReply: the stream broke off before its end, or nothing was said in it.
+        """
+        if not self._ended:
+            msg = (
+                "the stream broke off before its end (no finish_reason, no [DONE]); the model's engine may "
+                "have died"
+            )
+            raise BadReply(msg)
+        return self.response()
+
+    def response(self) -> LLMResponse:
+        """The answer as far as it has come.
+
+        Raises:
+            BadReply: nothing was said in it.
+        """
+        content, reason = self._content()
+        request, usage = self._request, self._usage
+        prompt = as_object(usage.get("prompt_tokens_details") or {}, "usage.prompt_tokens_details")
+        completion = as_object(
+            usage.get("completion_tokens_details") or {}, "usage.completion_tokens_details"
+        )
+        return LLMResponse(
+            content=content if request.schema is None else unfenced(content),
+            model=self._model or request.model,
+            backend=self._backend,
+            finish_reason=reason,
+            prompt_tokens=count(usage, "prompt_tokens"),
+            completion_tokens=count(usage, "completion_tokens"),
+            cached_tokens=count(prompt, "cached_tokens") or count(usage, "prompt_cache_hit_tokens"),
+            thinking_tokens=count(completion, "reasoning_tokens"),
+            thinking="".join(self._thoughts),
+            tool_calls=tuple(call.whole() for call in self._calls),
+        )
+
+    def _content(self) -> tuple[str, FinishReason]:
+        """The text and why it ended; silence is an answer only of a model that ended by itself."""
+        reason: FinishReason = "other" if self._finish is None else _FINISH.get(self._finish, "other")
+        if self._refusals:
+            return "".join(self._refusals), "content_filter"
+        text = "".join(self._texts)
+        if self._calls:  # some gateways say "stop" although a call is wanted
+            return text, "length" if reason == "length" else "tool_calls"
+        if not text and reason != "content_filter":
+            if self._thoughts or reason == "length":
+                raise no_answer(self._request, thinking=True)
+            if reason != "stop" or not self._said:
+                raise no_answer(self._request, thinking=False)
+        return text, reason
 
 
 def _joined(content: Any) -> str:

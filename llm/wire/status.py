@@ -19,6 +19,7 @@ from llm.errors import (
     DeadlineExceeded,
     LLMError,
     ModelNotFound,
+    NotSupported,
     RateLimited,
     ServerError,
 )
@@ -26,6 +27,32 @@ from llm.wire.common import decode
 from llm.wire.redact import redact
 
 _QUOTA = frozenset({"insufficient_quota", "billing_error", "billing_hard_limit_reached"})
+_STATUS: Mapping[str, int] = {
+    "invalid_request_error": 400,
+    "exceed_context_size_error": 400,
+    "context_length_exceeded": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "model_not_found": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "insufficient_quota": 429,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+"""What the words of an error that comes inside a 200 would have been as a status."""
+
+_SPENT = re.compile(
+    r"(spend|spending|usage|monthly) (limit|cap)|credit balance is too low|insufficient (balance|credits?)",
+    re.IGNORECASE,
+)
+"""Anthropic answers 400 when a limit that the account's owner set is reached."""
+
+_CANNOT = re.compile(r"does not support (chat|tools|thinking|embeddings?|generate|insert|images|vision)\b")
+
 _LOCATION = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//(?:[^/@]*@)?([^/?#@]+)", re.IGNORECASE)
 _MODEL = re.compile(r"\bmodels?\b", re.IGNORECASE)
 _SPEAKING = ("error", "message", "detail")
@@ -57,7 +84,11 @@ class Refusal:
         text = f"{self.server} answered {self.status}"
         if said.message:
             text += f": {redact(said.message, self.secrets)}"
-        return _translate(self, said, text)
+        error = _translate(self, said, text)
+        told = self.headers.get("x-should-retry", "").strip().lower()
+        if told in {"true", "false"} and not (isinstance(error, RateLimited) and error.quota):
+            error.retryable = told == "true"
+        return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +124,16 @@ def unwrap(payload: Any) -> _Said:
     return _Said(payload if isinstance(payload, str) else json.dumps(payload), frozenset(words))
 
 
+def inner_status(payload: Mapping[str, Any]) -> int:
+    """The status that an error inside a 200 names, as a number or in words; else 500: the server failed."""
+    error = payload.get("error")
+    if not isinstance(error, Mapping):
+        return 500
+    codes = (error.get("code"), error.get("status"), error.get("type"))
+    named = (_STATUS.get(code, 0) if isinstance(code, str) else code for code in codes)
+    return next((code for code in named if type(code) is int and 400 <= code < 600), 500)
+
+
 def _inner(text: str) -> Any:
     if not text.startswith("{"):
         return text
@@ -122,8 +163,10 @@ def _translate(refusal: Refusal, said: _Said, text: str) -> LLMError:
         return kind(text + hint)
     if status == 404 or (status == 400 and "model_not_found" in said.words):
         return _not_found(said, text)
-    if status == 429:
+    if status == 429 or (status == 400 and _SPENT.search(said.message)):
         return _limited(refusal, said, text)
+    if status == 501 or (status == 400 and _CANNOT.search(said.message)):
+        return NotSupported(text)
     return _failed(refusal, text)
 
 
@@ -132,7 +175,8 @@ def _failed(refusal: Refusal, text: str) -> LLMError:
     if refusal.status < 500 and refusal.status not in {409, 425}:
         return BadRequest(text)
     wait = retry_after(refusal.headers)
-    return ServerError(text if wait is None else f"{text}; it asks to wait {wait:g} s")
+    hint = "" if wait is None else f"; it asks to wait {wait:g} s"
+    return ServerError(text + hint, retry_after=wait)
 
 
 def _redirected(refusal: Refusal) -> ConfigurationError:
@@ -154,7 +198,11 @@ def _not_found(said: _Said, text: str) -> BadRequest:
 def _limited(refusal: Refusal, said: _Said, text: str) -> RateLimited:
     wait = retry_after(refusal.headers)
     # Anthropic's monthly spend limit is a rate_limit_error that names no time to wait.
-    quota = bool(said.words & _QUOTA) or (wait is None and {"error", "rate_limit_error"} <= said.words)
+    quota = (
+        bool(said.words & _QUOTA)
+        or _SPENT.search(said.message) is not None
+        or (wait is None and {"error", "rate_limit_error"} <= said.words)
+    )
     if quota:
         return RateLimited(
             f"{text}; the account's quota or spend limit is used up", quota=True, retry_after=wait

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from llm.types import LLMRequest
+
+Thinking = Literal["", "budget", "adaptive"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Takes:
-    """Which optional parameters may be sent for a model.
+    """Which optional parameters may be sent for a model, and what they are called there.
 
     Attributes:
         temperature: the sampling temperature.
@@ -19,6 +24,14 @@ class Takes:
         schema: a JSON schema that the server holds the reply to; without, the model is told it in words.
         limits: limits on numbers and lengths inside such a schema.
         cap: the name of the parameter that limits the generated tokens.
+        usage: being asked for the token counts of a stream (`stream_options`).
+        stop: texts at which the model stops.
+        effort: how hard it shall think (`reasoning_effort`, `output_config.effort`).
+        least: the effort that is sent when it shall not think; empty means that nothing is sent.
+        switch: `chat_template_kwargs.enable_thinking`, by which open models behind servers of one's own
+            are told not to think.
+        thinking: the kind of Anthropic's `thinking` parameter that it takes, empty for none.
+        seed_name: the name of the seed.
     """
 
     temperature: bool = True
@@ -28,6 +41,31 @@ class Takes:
     schema: bool = True
     limits: bool = True
     cap: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    usage: bool = True
+    stop: bool = True
+    effort: bool = True
+    least: str = ""
+    switch: bool = False
+    thinking: Thinking = ""
+    seed_name: str = "seed"
+
+    @property
+    def can_think(self) -> bool:
+        """Whether there is any way to ask for thinking."""
+        return self.effort or self.switch or bool(self.thinking)
+
+    def without(self, request: LLMRequest) -> Iterator[str]:
+        """The parameters that are asked for and cannot be sent."""
+        if request.temperature is not None and not self.temperature:
+            yield "temperature"
+        if request.top_p is not None and not (self.top_p and (self.both or request.temperature is None)):
+            yield "top_p"
+        if request.seed is not None and not self.seed:
+            yield "seed"
+        if request.stop and not self.stop:
+            yield "stop"
+        if request.think and not self.can_think:
+            yield "think"
 
     def after(self, complaint: str) -> Takes | None:
         """What is left after a server refused a request with `complaint`; None if it is not about these."""
@@ -37,6 +75,15 @@ class Takes:
             if narrower != self and pattern.search(complaint):
                 return narrower
         return None
+
+
+EVERYTHING = Takes()
+
+
+def sampling_of(takes: Takes) -> frozenset[str]:
+    """The sampling parameters among them, by the names that `Capabilities` has for them."""
+    found = {"temperature": takes.temperature, "top_p": takes.top_p, "seed": takes.seed}
+    return frozenset(name for name, taken in found.items() if taken)
 
 
 _REFUSES = re.compile(
@@ -49,7 +96,9 @@ _BAD_SCHEMA = re.compile("invalid schema|schema conversion", re.IGNORECASE)
 
 _CAP = re.compile(r"max_tokens|max_completion_tokens")
 _BOTH = re.compile(r"temperature.{0,20}top_p.{0,40}both|both.{0,40}temperature.{0,20}top_p", re.IGNORECASE)
-_SCHEMA = re.compile(r"response_format|output_config|json_schema|output_format")
+_SCHEMA = re.compile(r"response_format|output_config(?!.{0,3}effort)|json_schema|output_format")
+_EFFORT = re.compile(r"reasoning_effort|output_config.{0,3}effort|\beffort\b|does not support thinking")
+_THINKING = re.compile(r"\bthinking\b")
 
 
 def _narrowings(takes: Takes) -> list[tuple[re.Pattern[str], Takes]]:
@@ -62,6 +111,11 @@ def _narrowings(takes: Takes) -> list[tuple[re.Pattern[str], Takes]]:
         (_CAP, replace(takes, cap=other)),
         (re.compile("temperature"), replace(takes, temperature=False)),
         (re.compile("top_p"), replace(takes, top_p=False)),
-        (re.compile(r"\bseed\b"), replace(takes, seed=False)),
+        (re.compile(r"\b(random_)?seed\b"), replace(takes, seed=False)),
+        (re.compile("stream_options|include_usage"), replace(takes, usage=False)),
+        (re.compile("chat_template_kwargs|enable_thinking"), replace(takes, switch=False)),
+        (_EFFORT, replace(takes, effort=False, least="")),
+        (_THINKING, replace(takes, thinking="")),
+        (re.compile(r"['\"`]stop['\"`]|\bstop_sequences\b|parameter:? stop\b"), replace(takes, stop=False)),
         (_SCHEMA, replace(takes, schema=False)),
     ]

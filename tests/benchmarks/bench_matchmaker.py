@@ -11,9 +11,11 @@ from datetime import UTC
 from pathlib import Path
 
 from agents.base import BaseAgent
+from agents.builtin.matchmaker.agent import Matchmaker
 from agents.builtin.matchmaker.question import Questions
 from agents.builtin.matchmaker.rules import Pair, judge
 from agents.context import AgentContext
+from agents.prompts import templates_of
 from agents.proposal import Proposal
 from agents.testing import NOON
 from llm import LLMConfig, get_llm_client
@@ -54,7 +56,8 @@ async def test_what_a_model_says_about_the_unclear_pairs(tmp_path: Path) -> None
     pairs = unclear_pairs()
     said: Counter[tuple[str, str]] = Counter()
     async with get_llm_client(config) as client:
-        questions = Questions(Asker(AgentContext(llm=client)).use_llm, most=len(pairs), seconds=3600)
+        context = AgentContext(llm=client, templates=templates_of(Matchmaker))
+        questions = Questions(Asker(context).use_llm, most=len(pairs), seconds=3600)
         for each, pair in pairs:
             opinion = await questions.opinion(pair)
             said[each.label, opinion.answer if opinion else "nothing"] += 1

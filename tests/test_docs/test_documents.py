@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from llm.config import ENVIRONMENT
 from tests.support.fake_ollama import FakeOllama
 from tests.test_docs.examples import Example, examples_of
 
@@ -94,6 +95,12 @@ def test_the_links_of_a_document_lead_to_files_and_headings_that_exist(path: Pat
 def headings(path: Path) -> set[str]:
     titles = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def test_the_layers_first_page_has_every_variable() -> None:
+    page = (ROOT / "llm" / "README.md").read_text(encoding="utf-8")
+    table = "\n".join(line for line in page.splitlines() if line.startswith("| `LLM_"))
+    assert [name for name in ENVIRONMENT.values() if f"`{name}`" not in table] == []
 
 
 def test_every_make_target_that_a_document_names_exists() -> None:

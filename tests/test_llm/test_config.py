@@ -40,6 +40,7 @@ EVERY_VARIABLE = {
     "LLM_REQUESTS_PER_MINUTE": ("60", "requests_per_minute", 60),
     "LLM_TOKENS_PER_MINUTE": ("90000", "tokens_per_minute", 90_000),
     "LLM_BUDGET": ("100000 tokens/day", "budget", "100000 tokens/day"),
+    "LLM_PRICES": ("gpt-4o=2.5/10/1.25", "prices", "gpt-4o=2.5/10/1.25"),
     "LLM_USAGE_FILE": ("/srv/usage.sqlite3", "usage_file", "/srv/usage.sqlite3"),
 }
 

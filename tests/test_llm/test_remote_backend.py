@@ -10,7 +10,9 @@ import pytest
 from llm import LLMConfig, errors
 from llm.backends.http import HttpExchange
 from llm.backends.remote import RemoteBackend, choose_service, openai_chat
-from llm.types import LLMMessage, LLMRequest
+from llm.events import ParameterDropped
+from llm.testing import Recorder
+from llm.types import Capabilities, LLMMessage, LLMRequest
 from tests.support.chaos_server import ChaosServer
 from tests.support.replay_server import ReplayServer, canned
 
@@ -238,3 +240,223 @@ async def test_a_reply_of_another_shape_names_the_server() -> None:
     async with ReplayServer(odd) as server, backend(f"{server.url}/v1") as client:
         with pytest.raises(errors.BadReply, match=f"{server.url}: the reply's choices"):
             await client.generate("Hi")
+
+
+@pytest.mark.parametrize(
+    ("base", "url", "headers"),
+    [
+        ("https://openrouter.ai", "https://openrouter.ai/api/v1", {"X-Title": "askfirst"}),
+        ("https://api.groq.com", "https://api.groq.com/openai/v1", {}),
+        ("https://api.mistral.ai", "https://api.mistral.ai/v1", {}),
+        ("https://api.deepseek.com", "https://api.deepseek.com/v1", {}),
+        ("https://router.huggingface.co", "https://router.huggingface.co/v1", {}),
+        ("https://api.together.xyz/v1", "https://api.together.xyz/v1", {}),
+        ("https://me.openai.azure.com", "https://me.openai.azure.com/openai/v1", {"api-key": KEY}),
+        ("http://127.0.0.1:1234", "http://127.0.0.1:1234/v1", {}),
+        ("https://groq.com.evil.example", "https://groq.com.evil.example/v1", {}),
+    ],
+)
+def test_a_gateway_is_known_by_its_host(base: str, url: str, headers: dict[str, str]) -> None:
+    service = choose_service(LLMConfig(backend="remote", model="m", api_base=base))
+    assert service.address.url == url
+    bearer = {} if "api-key" in headers else {"Authorization": f"Bearer {KEY}"}
+    assert service.gateway.authorization(KEY) == headers | bearer
+    assert "Bearer" not in str(service.gateway.authorization(None))
+
+
+async def sent(model: str, base: str = "", **options: Any) -> dict[str, Any]:
+    """The body that a call to a server on loopback gets."""
+    path = base or "/v1"
+    mount = "/anthropic" if path == "/anthropic" else ""
+    message = {"type": "message", "content": [{"type": "text", "text": "hi"}], "stop_reason": "end_turn"}
+    async with ReplayServer(
+        canned("POST", CHAT, 200, GOOD), canned("POST", "/v1/messages", 200, message), mount=mount
+    ) as server:
+        config = {name: options.pop(name) for name in ("api_version",) if name in options}
+        async with backend(server.origin + path, model=model, **config) as client:
+            assert (await client.generate("Hi", **options)).content == "hi"
+        body: dict[str, Any] = server.seen[0].body
+        return body
+
+
+async def test_an_open_model_behind_a_server_of_ones_own_is_told_not_to_think() -> None:
+    assert (await sent("qwen3"))["chat_template_kwargs"] == {"enable_thinking": False}
+    thinking = await sent("qwen3", think="high", stop=["END"])
+    assert thinking["chat_template_kwargs"] == {"enable_thinking": True}
+    assert (thinking["reasoning_effort"], thinking["stop"]) == ("high", ["END"])
+
+
+async def test_a_server_that_knows_no_template_switch_is_asked_without_from_then_on() -> None:
+    async with ReplayServer(canned("POST", CHAT, 200, GOOD)) as server, backend(f"{server.url}/v1") as client:
+        server.play(refusal("Unrecognized request argument supplied: chat_template_kwargs"))
+        for _ in range(2):
+            await client.generate("Hi")
+        assert ["chat_template_kwargs" in seen.body for seen in server.seen] == [True, False, False]
+
+
+async def test_a_model_that_refuses_an_effort_is_asked_without_and_that_is_said_once() -> None:
+    recorder = Recorder()
+    async with ReplayServer(canned("POST", CHAT, 200, GOOD)) as server:
+        config = LLMConfig(backend="remote", api_base=f"{server.url}/v1", model=MODEL, think="high")
+        async with RemoteBackend(config, observers=[recorder]) as client:
+            server.play("v1_chat_reasoning_effort_unsupported", refusal("unknown: chat_template_kwargs"))
+            for _ in range(2):
+                await client.generate("Hi")
+        assert "reasoning_effort" not in server.seen[-1].body
+    dropped = [event for event in recorder.events if isinstance(event, ParameterDropped)]
+    assert [(event.backend, event.model, event.parameter) for event in dropped] == [
+        ("remote", MODEL, "think")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "think", "extra"),
+    [
+        ("claude-3-7-sonnet", False, {}),
+        (
+            "claude-3-7-sonnet",
+            "low",
+            {"thinking": {"type": "enabled", "budget_tokens": 1024}, "max_tokens": 1536},
+        ),
+        (
+            "claude-sonnet-4-5",
+            True,
+            {"thinking": {"type": "enabled", "budget_tokens": 4096}, "max_tokens": 4608},
+        ),
+        ("claude-opus-4-6", True, {"thinking": {"type": "adaptive"}}),
+        (
+            "claude-opus-4-6",
+            "high",
+            {"thinking": {"type": "adaptive"}, "output_config": {"effort": "high"}},
+        ),
+        ("claude-sonnet-5", False, {}),
+        ("claude-opus-5-5", False, {"output_config": {"effort": "low"}}),
+        ("claude-opus-5-5", "medium", {"output_config": {"effort": "medium"}}),
+        ("claude-opus-5-5", True, {}),
+        ("claude-3-haiku", True, {}),
+    ],
+)
+async def test_each_claude_is_asked_to_think_in_its_own_way(
+    model: str, think: Any, extra: dict[str, Any]
+) -> None:
+    body = await sent(model, "/anthropic", think=think)
+    keys = ("thinking", "output_config", "max_tokens")
+    assert {key: body[key] for key in keys if key in body} == {"max_tokens": 512} | extra
+    if "thinking" in extra:
+        assert not {"temperature", "top_p"} & set(body)
+
+
+async def test_the_newer_version_of_anthropics_api_gets_no_sampling_parameters_at_all() -> None:
+    old = await sent("claude-3-haiku", "/anthropic", temperature=0.5)
+    new = await sent("claude-3-haiku", "/anthropic", temperature=0.5, api_version="2026-10-21")
+    assert old["temperature"] == 0.5
+    assert not {"temperature", "top_p", "top_k"} & set(new)
+
+
+async def test_the_version_of_the_configuration_is_the_one_that_is_named() -> None:
+    async with ReplayServer("anthropic_messages", mount="/anthropic") as server:
+        async with backend(server.url, api_version="2026-10-21") as client:
+            await client.generate("Name three fruits.")
+        assert server.seen[0].headers["anthropic-version"] == "2026-10-21"
+
+
+def test_a_version_that_is_no_date_is_refused() -> None:
+    with pytest.raises(errors.ConfigurationError, match="LLM_API_VERSION"):
+        backend(None, api_version="latest")
+
+
+async def test_texts_that_stop_an_anthropic_model_go_by_their_name() -> None:
+    assert (await sent("claude-3-haiku", "/anthropic", stop=["END"]))["stop_sequences"] == ["END"]
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "expected"),
+    [
+        ("gpt-4", None, {"schema": False, "tools": True, "thinking": False, "context_length": 8192}),
+        ("gpt-4o-mini", None, {"schema": True, "tools": True, "context_length": 128_000}),
+        ("o3", None, {"thinking": True, "always_thinks": True, "sampling": frozenset()}),
+        ("gpt-5.1", None, {"thinking": True, "always_thinks": False, "context_length": 400_000}),
+        ("text-embedding-3-small", None, {"embedding": True, "chat": False, "tools": False}),
+        ("new-model", None, {"schema": False, "context_length": None}),
+        ("claude-opus-5-5", None, {"schema": True, "always_thinks": True, "sampling": frozenset()}),
+        ("claude-3-haiku", None, {"schema": False, "tools": True, "thinking": False}),
+        ("qwen3", "http://127.0.0.1:8000", {"schema": False, "tools": False, "context_length": None}),
+        ("gpt-4o", "https://gate.example/v1", {"schema": False, "tools": False, "context_length": None}),
+        ("any", "https://api.groq.com", {"tools": True, "schema": False}),
+    ],
+)
+async def test_what_a_model_can_is_told_by_its_name_and_cautiously_without(
+    model: str, base: str | None, expected: dict[str, Any]
+) -> None:
+    able = await backend(base, model=model).capabilities()
+    assert isinstance(able, Capabilities)
+    assert able.model == model
+    assert {name: getattr(able, name) for name in expected} == expected
+
+
+async def test_a_recorded_vector_is_read_and_made_one_long() -> None:
+    async with (
+        ReplayServer("v1_embeddings_ok") as server,
+        backend(f"{server.url}/v1", embed_model="smollm2-embed:135m") as client,
+    ):
+        found = await client.embed(["hello"])
+        assert server.seen[0].body == {"model": "smollm2-embed:135m", "input": ["hello"]}
+    assert abs(sum(number * number for number in found.vectors[0]) - 1.0) < 1e-9
+    assert found.prompt_tokens > 0
+
+
+async def test_vectors_are_put_in_the_order_of_their_texts() -> None:
+    data = [{"index": 1, "embedding": [0, 3]}, {"index": 0, "embedding": [2, 0]}]
+    reply = canned("POST", "/v1/embeddings", 200, {"data": data, "usage": {"prompt_tokens": 4}})
+    async with ReplayServer(reply) as server, backend(f"{server.url}/v1") as client:
+        found = await client.embed(["one", "two"])
+    assert found.vectors == ((1.0, 0.0), (0.0, 1.0))
+    assert found.dimensions == 2
+
+
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [
+        ([{"embedding": [1.0]}], "1 vectors for 2"),
+        ([{"index": 0, "embedding": [1]}, {"index": 0, "embedding": [1]}], "not numbered"),
+        ([{"index": 0, "embedding": "AAAA"}, {"index": 1, "embedding": [1]}], "must be a list"),
+        (None, "data must be a list"),
+    ],
+)
+async def test_vectors_of_another_shape_are_a_bad_reply(data: Any, part: str) -> None:
+    reply = canned("POST", "/v1/embeddings", 200, {"data": data})
+    async with ReplayServer(reply) as server, backend(f"{server.url}/v1") as client:
+        with pytest.raises(errors.BadReply, match=part):
+            await client.embed(["one", "two"])
+
+
+async def test_a_server_or_service_without_vectors_says_so() -> None:
+    async with ReplayServer() as server:
+        server.play("v1_embeddings")
+        async with backend(f"{server.url}/v1") as client:
+            with pytest.raises(errors.NotSupported, match="does not support embeddings"):
+                await client.embed(["hello"])
+        async with backend(f"{server.url}/anthropic") as client:
+            with pytest.raises(errors.NotSupported, match="Anthropic"):
+                await client.embed(["hello"])
+
+
+LONG = "This model's maximum context length is 256 tokens. However, your messages resulted in 900 tokens."
+
+
+@pytest.mark.parametrize("how", ["whole", "stream"])
+async def test_a_prompt_that_is_too_long_is_shortened_if_it_may_be(how: str) -> None:
+    turns = [LLMMessage("user", "old " * 300), LLMMessage("assistant", "ok"), LLMMessage("user", "new")]
+    async with ReplayServer("v1_chat_stream_usage") as server:
+        async with backend(f"{server.url}/v1") as client:
+            server.play(refusal(LONG))
+            with pytest.raises(errors.BadRequest, match="context length"):
+                await client.chat(turns)
+        async with backend(f"{server.url}/v1", overflow="trim") as client:
+            server.play(refusal(LONG))
+            if how == "stream":
+                await client.stream_chat(turns).collect()
+            else:
+                server.play(canned("POST", CHAT, 200, GOOD))
+                await client.chat(turns)
+        assert [len(seen.body["messages"]) for seen in server.seen] == [3, 3, 1]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, Field
 
-from llm import BadReply, ConfigurationError, LLMMessage, ServerError
+from llm import BadReply, ConfigurationError, LLMMessage, SchemaMismatch, ServerError
 from llm.structured import as_json_schema, ask, field_list, follow, validate
 from llm.testing import ScriptedBackend
 from tests.support.loopback import LoopbackServer
@@ -187,3 +187,21 @@ async def test_a_failed_call_is_not_repaired() -> None:
         with pytest.raises(ServerError):
             await ask(client, [LLMMessage("user", "Tomatoes?")], SCHEMA)
     assert len(client.requests) == 1
+
+
+@pytest.mark.parametrize("schema", [Answer, Answer.model_json_schema()])
+async def test_a_reply_that_does_not_fit_after_its_repair_is_a_schema_mismatch(schema: Any) -> None:
+    for last in ("still no JSON", "{}"):
+        client = ScriptedBackend("no JSON", last)
+        with pytest.raises(SchemaMismatch):
+            await client.structured("Does it fit?", schema)
+        assert len(client.requests) == 2
+
+
+def test_what_is_no_json_and_what_does_not_fit_are_told_apart() -> None:
+    for schema in (Answer, Answer.model_json_schema()):
+        with pytest.raises(SchemaMismatch):
+            validate(schema, "{}")
+        with pytest.raises(BadReply) as caught:
+            validate(schema, "{")
+        assert type(caught.value) is BadReply

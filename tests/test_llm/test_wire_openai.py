@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm.errors import BadReply
-from llm.types import LLMMessage, LLMRequest, LLMResponse
+from llm.types import LLMMessage, LLMRequest, LLMResponse, ToolCall
 from llm.wire.openai import chat_body, read_chat, takes
 from llm.wire.takes import Takes
 from tests.support.replay_server import recording
@@ -122,9 +122,15 @@ def test_a_recorded_reply_of_reasoning_alone_says_what_to_raise() -> None:
         read(json.loads(recording("v1_chat_thinking_model")["response"]["body"]))
 
 
-def test_a_recorded_reply_of_a_tool_call_alone_is_no_answer() -> None:
+def test_a_recorded_reply_of_a_tool_call_alone_is_an_answer() -> None:
+    response = read(json.loads(recording("v1_chat_tool_call")["response"]["body"]))
+    assert (response.content, response.finish_reason) == ("", "tool_calls")
+    assert response.tool_calls == (ToolCall("call_unq75lzf", "get_weather", {"city": "Berlin"}),)
+
+
+def test_a_reply_that_speaks_of_tool_calls_and_has_none_is_no_answer() -> None:
     with pytest.raises(BadReply, match="without any text"):
-        read(json.loads(recording("v1_chat_tool_call")["response"]["body"]))
+        read({"choices": [{"message": {"content": ""}, "finish_reason": "tool_calls"}]})
 
 
 @pytest.mark.parametrize(

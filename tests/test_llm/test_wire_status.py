@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm import errors
-from llm.wire.status import Refusal, retry_after, unwrap
+from llm.wire.status import Refusal, inner_status, retry_after, unwrap
 from tests.support.replay_server import recording
 
 SERVER = "http://box:1"
@@ -164,7 +164,7 @@ def test_the_message_is_found_in_every_shape(payload: Any, message: str) -> None
         ("chat_prompt_over_num_ctx_truncate_false", errors.BadRequest, "request (6407 tokens) exceeds"),
         ("chat_cloud_model_cloud_disabled", errors.AuthenticationFailed, "ollama cloud is disabled"),
         ("chat_option_wrong_type", errors.ServerError, 'option "temperature" must be'),
-        ("embedm_chat_on_embedding_model", errors.BadRequest, "does not support chat"),
+        ("embedm_chat_on_embedding_model", errors.NotSupported, "does not support chat"),
         ("cors_foreign_get", errors.AuthenticationFailed, "answered 403;"),
         ("method_wrong", errors.BadRequest, "405 method not allowed"),
         ("v1_chat_unknown_model", errors.ModelNotFound, "model 'nope:1b' not found"),
@@ -211,3 +211,68 @@ def test_a_web_page_and_rubbish_say_nothing() -> None:
         == f"{SERVER} answered 502"
     )
     assert "\ufffd" in str(Refusal(server=SERVER, status=502, body=b"\xff\x00").error())
+
+
+@pytest.mark.parametrize(
+    ("status", "told", "retryable"),
+    [
+        (429, "false", False),
+        (500, "false", False),
+        (400, "true", True),
+        (503, "", True),
+        (400, "maybe", False),
+    ],
+)
+def test_a_server_may_say_whether_asking_again_helps(status: int, told: str, *, retryable: bool) -> None:
+    error = Refusal(server=SERVER, status=status, headers={"x-should-retry": told}).error()
+    assert error.retryable is retryable
+    assert type(error).retryable is (status != 400)  # of this one error, not of its kind
+
+
+def test_a_server_that_failed_says_how_long_to_wait() -> None:
+    error = Refusal(server=SERVER, status=529, headers={"retry-after-ms": "1500"}).error()
+    assert type(error) is errors.ServerError
+    assert (error.retry_after, error.retryable) == (1.5, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message"),
+    [
+        (400, "invalid_request_error", "You have reached your specified API usage limits."),
+        (400, "invalid_request_error", "Your credit balance is too low to access the API."),
+        (429, "rate_limit_error", "This request would exceed your organization's monthly spend limit."),
+        (429, "insufficient_quota", "You exceeded your current quota."),
+    ],
+)
+def test_a_used_up_account_is_told_from_a_busy_server_and_never_retried(
+    status: int, kind: str, message: str
+) -> None:
+    body = json.dumps({"type": "error", "error": {"type": kind, "message": message}}).encode()
+    headers = {"retry-after": "5", "x-should-retry": "true"}
+    error = Refusal(server=SERVER, status=status, headers=headers, body=body).error()
+    assert isinstance(error, errors.RateLimited)
+    assert error.quota
+    assert not error.retryable
+
+
+@pytest.mark.parametrize("what", ["chat", "tools", "thinking", "embeddings"])
+def test_what_a_model_cannot_do_is_not_supported(what: str) -> None:
+    body = json.dumps({"error": f'"m:1b" does not support {what}'}).encode()
+    assert type(Refusal(server=SERVER, status=400, body=body).error()) is errors.NotSupported
+    assert type(Refusal(server=SERVER, status=501).error()) is errors.NotSupported
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        ("engine died", 500),
+        ({"code": 429}, 429),
+        ({"code": 7, "type": "overloaded_error"}, 529),
+        ({"code": True}, 500),
+        ({"type": "rate_limit_error"}, 429),
+        ({"code": "context_length_exceeded"}, 400),
+        ({"code": [], "type": {}}, 500),
+    ],
+)
+def test_an_error_inside_a_200_has_the_status_that_it_names(error: object, status: int) -> None:
+    assert inner_status({"error": error}) == status
