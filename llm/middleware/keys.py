@@ -33,7 +33,8 @@ LABEL_CHARACTERS = 1000
 """Characters of a question that are kept for lists."""
 
 _shaping = attrgetter(*SHAPING)
-_USUAL = {(str, str, tuple, type(None)), (str, str, tuple, str)}  # the types of a turn's fields
+# The types of the fields of a turn without parts of its own; with another field, every turn is written out.
+_USUAL = {(str, str, tuple, type(None), str), (str, str, tuple, str, str)}
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 _MESSAGES = SHAPING.index("messages")
 _SCHEMA = SHAPING.index("schema")
@@ -83,6 +84,9 @@ def shape_of(request: LLMRequest) -> Hashable | None:
     stand in another order.
     """
     values: tuple[Any, ...] = _shaping(request)
+    for message in request.messages:
+        if message.tool_calls:  # their arguments would be compared as Python does: 1 is True
+            return None
     try:
         if values[_SCHEMA] is not None or values[_TOOLS]:
             made = list(values)

@@ -83,7 +83,7 @@ def read_reply(text: str) -> LLMResponse | None:
 def _is_sound(reply: Any) -> bool:
     return (
         type(reply.content) is type(reply.model) is type(reply.backend) is str
-        and type(reply.thinking) is type(reply.finish_reason) is str
+        and type(reply.thinking) is type(reply.finish_reason) is type(reply.opaque) is str
         and type(reply.prompt_tokens) is type(reply.completion_tokens) is int
         and type(reply.cached_tokens) is type(reply.thinking_tokens) is int
     )

@@ -73,7 +73,8 @@ class Maker:
     def message(self) -> LLMMessage:
         role: Any = self.random.choice(["system", "user", "assistant", "tool"])
         calls = (self.call(),) if self.random.random() < 0.2 else ()
-        return LLMMessage(role, self.text(), calls, self.random.choice([None, "a", "b"]))
+        answers: str | None = self.random.choice([None, "a", "b"])
+        return LLMMessage(role, self.text(), calls, answers, self.random.choice(["", "", "{}"]))
 
     def tool(self) -> Tool:
         return Tool(self.text(), self.text(), self.schema())

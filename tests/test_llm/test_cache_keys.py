@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from llm import LLMConfig, LLMMessage, LLMRequest
+from llm import LLMConfig, LLMMessage, LLMRequest, ToolCall
 from llm.factory import IN_THE_REQUEST
 from llm.factory import SHAPES_NOTHING as SETTINGS_THAT_SHAPE_NOTHING
-from llm.middleware.keys import SHAPES_NOTHING, Keys
+from llm.middleware.keys import SHAPES_NOTHING, Keys, shape_of
 from llm.types import Caller
 from tests.support.asked import KEYS, SHAPING, Maker, fuzz_keys, key
 
@@ -76,6 +76,16 @@ def test_a_new_field_of_a_request_or_of_a_message_is_in_the_key_by_itself(
 def test_what_shapes_nothing_is_not_in_the_key(change: dict[str, Any]) -> None:
     request = dataclasses.replace(Maker(2).request(), temperature=0.0)
     assert key(dataclasses.replace(request, **change)) == key(request)
+
+
+def test_arguments_that_python_takes_for_equal_are_not_the_same_question() -> None:
+    def ask(value: object) -> LLMRequest:
+        turn = LLMMessage("assistant", "", (ToolCall("1", "f", {"x": value}),))
+        return dataclasses.replace(Maker(2).request(), messages=(turn,), tools=())
+
+    questions = [ask(value) for value in (1, True, 1.0, "1")]
+    assert len({key(question) for question in questions}) == 4
+    assert {shape_of(question) for question in questions} == {None}  # never found by being equal
 
 
 def test_an_omitted_temperature_is_not_zero() -> None:
