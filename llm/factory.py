@@ -2,7 +2,7 @@
 
 The order of the wrappers, outermost first:
 
-    caller -> total deadline -> cache -> budget -> observe -> backend
+    caller -> total deadline -> cache -> coalesce -> budget -> observe -> backend
 
 A hit costs nothing; only what reaches a backend is counted as a call.
 """
@@ -10,6 +10,7 @@ A hit costs nothing; only what reaches a backend is counted as a call.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from llm.client import LLMClient
@@ -20,6 +21,29 @@ from llm.registry import backend_class
 
 if TYPE_CHECKING:
     from llm.budgets import Budget
+    from llm.middleware.cache import ResponseCache
+    from llm.middleware.coalesce import Coalesce
+    from llm.stores.base import ResponseStore
+
+IN_THE_REQUEST = frozenset({"model", "temperature", "max_tokens", "top_p", "seed", "think"})
+"""Settings that each request carries; the cache's key takes them from there."""
+
+SHAPES_NOTHING = frozenset(
+    {
+        *("backend", "api_key", "timeout", "enable_cache", "max_reply_bytes", "embed_model", "idle_seconds"),
+        *(
+            "cache_dir",
+            "cache_mode",
+            "cache_max_age",
+            "cache_max_bytes",
+            "keep_alive",
+            "retries",
+            "usage_file",
+        ),
+        *("max_concurrency", "requests_per_minute", "tokens_per_minute", "budget", "prices"),
+    }
+)
+"""Settings that shape no answer. All others are part of every key of the cache, a new one by itself."""
 
 
 def get_llm_client(config: LLMConfig | None = None, *, observers: Sequence[Observer] = ()) -> LLMClient:
@@ -35,20 +59,40 @@ def get_llm_client(config: LLMConfig | None = None, *, observers: Sequence[Obser
     """
     chosen = LLMConfig.from_env() if config is None else config
     backend = backend_class(chosen.backend)
-    middleware = _middleware(chosen)
     gate, books = _spending(chosen)
-    return backend(chosen, middleware=[*middleware, *gate], observers=[*books, *observers])
+    if not chosen.enable_cache:
+        return backend(chosen, middleware=gate, observers=[*books, *observers])
+    cache, coalesce = _caching(chosen)
+    client = backend(chosen, middleware=[cache, coalesce, *gate], observers=[*books, *observers])
+    if backend.fingerprint is not LLMClient.fingerprint:
+        cache.ask_for_fingerprints(client.fingerprint)
+    return client
 
 
-def _middleware(config: LLMConfig) -> list[Middleware]:
-    if not config.enable_cache:
-        return []
+def get_response_store(config: LLMConfig | None = None) -> ResponseStore:
+    """The replies that clients of this configuration keep: to count, list, export and clear them.
+
+    A folder or file that is not there is not made.
+
+    Args:
+        config: names the folder; the environment (`LLM_*`) if None.
+    """
+    from llm.stores.sqlite import SqliteResponseStore  # noqa: PLC0415 - sqlite3 is loaded only where it is used
+
+    chosen = LLMConfig.from_env() if config is None else config
+    return SqliteResponseStore(chosen.cache_dir, max_bytes=chosen.cache_max_bytes, create=False)
+
+
+def _caching(config: LLMConfig) -> tuple[ResponseCache, Coalesce]:
     from llm.middleware.cache import ResponseCache  # noqa: PLC0415 - sqlite3 is loaded only where it is used
+    from llm.middleware.coalesce import Coalesce  # noqa: PLC0415
     from llm.stores.sqlite import SqliteResponseStore  # noqa: PLC0415
 
     # What shapes an answer and is in no request; the backend's name comes from the backend itself.
-    namespace = {"api_base": config.api_base, "context_length": config.context_length}
-    return [ResponseCache(SqliteResponseStore(config.cache_dir), namespace=namespace)]
+    left_out = IN_THE_REQUEST | SHAPES_NOTHING
+    namespace = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in left_out}
+    store = SqliteResponseStore(config.cache_dir, max_bytes=config.cache_max_bytes)
+    return ResponseCache(store, namespace=namespace), Coalesce()
 
 
 def _spending(

@@ -271,6 +271,11 @@ class OllamaBackend(LLMClient):
             msg = f"Ollama at {self._address.origin} did not list its models in time"
             raise DeadlineExceeded(msg) from error
 
+    async def fingerprint(self, model: str) -> str:
+        """The digest of the model's weights, which `ollama pull` may change under the same name."""
+        models = await self.list_models()
+        return next((each.digest for each in models if same_model(model, each.name)), "")
+
     async def _models(self) -> list[OllamaModel]:
         payload = await self._call("GET", "/api/tags")
         with reading_from(self._address.origin):

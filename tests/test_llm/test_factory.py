@@ -10,6 +10,7 @@ import pytest
 from llm import ConfigurationError, LLMConfig, MockBackend, get_llm_client
 from llm.events import CallFinished, CallStarted
 from llm.middleware.cache import ResponseCache
+from llm.middleware.coalesce import Coalesce
 from llm.testing import Recorder
 
 
@@ -56,7 +57,7 @@ async def test_making_a_client_connects_loads_and_writes_nothing(backend: str, t
 
 async def test_the_cache_stands_before_the_backend_only_when_it_is_enabled(tmp_path: Path) -> None:
     async with get_llm_client(LLMConfig(backend="mock", cache_dir=str(tmp_path))) as client:
-        assert [type(each) for each in client._middleware] == [ResponseCache]
+        assert [type(each) for each in client._middleware] == [ResponseCache, Coalesce]
     async with get_llm_client(LLMConfig(backend="mock", enable_cache=False)) as client:
         assert client._middleware == ()
 
