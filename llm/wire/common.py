@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from llm.errors import BadReply, BadRequest
@@ -61,7 +61,10 @@ def decode(raw: bytes) -> Any:
             which may echo a key.
     """
     try:
-        return _DECODER.decode(raw.decode("utf-8-sig"))
+        text = raw.decode()
+        value, end = _scanned(text)
+        # The decoder itself is slower and says what is wrong; blanks and byte order marks are left to it.
+        return value if end == len(text) else _DECODER.decode(text.removeprefix("\ufeff"))
     except UnicodeDecodeError:
         fault = "it is not UTF-8 text"
     except RecursionError:
@@ -84,6 +87,17 @@ def _finite(digits: str) -> float:
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 """Made once: `json.loads` with these options makes a new one for every text."""
+
+_SCAN: Callable[[str, int], tuple[Any, int]] = _DECODER.scan_once  # type: ignore[attr-defined]  # not in typeshed
+
+
+def _scanned(text: str) -> tuple[Any, int]:
+    """The value at the beginning of a text, and where it ends; nothing if it does not begin with one."""
+    try:
+        found: tuple[Any, int] = _SCAN(text, 0)
+    except StopIteration:
+        return None, -1
+    return found
 
 
 def as_object(value: Any, what: str) -> Mapping[str, Any]:
