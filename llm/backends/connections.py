@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from llm.backends.address import Address
 from llm.errors import ConfigurationError
 
 if TYPE_CHECKING:
     import httpx
+
+_Made = TypeVar("_Made")
 
 CONNECT_SECONDS = 10.0
 """Longest wait for a connection, when the call's whole time is longer."""
@@ -42,9 +45,6 @@ class Line(Protocol):
     ) -> httpx.Response:
         """Send it. Whoever opens a reply closes it (`aclose`)."""
 
-    async def aclose(self) -> None:
-        """Close all connections."""
-
 
 class LoopClients:
     """The connections of one event loop, which a loop that ends closes by itself.
@@ -59,48 +59,72 @@ class LoopClients:
     def __init__(self, timeout: float) -> None:
         self._connect = min(CONNECT_SECONDS, CONNECT_SHARE * timeout)
         self._loop = asyncio.get_running_loop()
-        self._made: dict[tuple[str, bool], Line] = {}
-        self._keeper = _close_at_the_end(self._made)
+        self._made: dict[tuple[str, bool], httpx.AsyncClient] = {}
+        self._lines: dict[tuple[str, bool], Line] = {}
+        self._stack = AsyncExitStack()
+        self._keeper = _close_at_the_end(self._stack)
+        self._kept = False
 
     @property
     def is_here(self) -> bool:
         """Whether this is the loop that it belongs to."""
         return self._loop is asyncio.get_running_loop()
 
-    async def get(self, address: Address) -> Line:
-        """The line to an address; there is one each for http and https, this machine and others."""
+    async def get(self, address: Address) -> httpx.AsyncClient:
+        """The client for an address; there is one each for http and https, this machine and others."""
         key = (address.scheme, address.is_loopback)
         if key not in self._made:
             # In a thread, because importing httpx and reading the CA bundle take a tenth of a second
             # here and more than one on a Raspberry Pi.
-            made = await asyncio.to_thread(_new_line, address, self._connect)
-            if not self._made:
-                await anext(self._keeper)
+            made = await asyncio.to_thread(_new, _built_client, address, self._connect)
+            await self._keep(made)
             self._made.setdefault(key, made)
         return self._made[key]
+
+    async def line(self, address: Address) -> Line:
+        """The quickest way to an address that there is; one each as for clients."""
+        key = (address.scheme, address.is_loopback)
+        if key not in self._lines:
+            if address.is_loopback:
+                direct = await asyncio.to_thread(_new, _DirectLine, address, self._connect)
+                await self._keep(direct)
+                self._lines.setdefault(key, direct)
+            else:
+                self._lines[key] = _ClientLine(await self.get(address))
+        return self._lines[key]
+
+    async def _keep(self, made: _Closing) -> None:
+        self._stack.push_async_callback(made.aclose)
+        if not self._kept:
+            self._kept = True
+            await anext(self._keeper)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._keeper.aclose()
 
 
-async def _close_at_the_end(lines: Mapping[Any, Line]) -> AsyncGenerator[None]:
+class _Closing(Protocol):
+    async def aclose(self) -> None:
+        """Close all connections."""
+
+
+async def _close_at_the_end(stack: AsyncExitStack) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        for line in lines.values():
-            await line.aclose()
+        await stack.aclose()
 
 
-def _new_line(address: Address, connect: float) -> Line:
-    """Import httpx and make a line; what hinders it is named without repeating a proxy's password."""
+def _new(make: Callable[[Address, float], _Made], address: Address, connect: float) -> _Made:
+    """Import httpx and make it; what hinders that is named without repeating a proxy's password."""
     try:
         import httpx  # noqa: F401, PLC0415 - only a call pays for it: 0.1 s
 
         echoes = logging.getLogger("httpcore")  # its DEBUG lines show reply headers, which may echo a key
         if echoes.level == logging.NOTSET:
             echoes.setLevel(logging.INFO)
-        return _DirectLine(address, connect) if address.is_loopback else _ProxiedLine(address, connect)
+        return make(address, connect)
     except ImportError as error:
         missing = error.name or "a package for SOCKS proxies (pip install 'httpx[socks]')"
         fault = f"HTTP calls need {missing}, which is not installed"
@@ -113,8 +137,8 @@ def _new_line(address: Address, connect: float) -> Line:
 
 
 def _settings(address: Address) -> dict[str, Any]:
-    """What both lines have in common."""
-    import httpx  # noqa: PLC0415 - see _new_line
+    """What clients and direct lines have in common."""
+    import httpx  # noqa: PLC0415 - see _new
 
     return {
         # Plain http needs no CA bundle, whose reading costs 18 ms; https always verifies.
@@ -133,7 +157,7 @@ class _DirectLine:
     """
 
     def __init__(self, address: Address, connect: float) -> None:
-        import httpx  # noqa: PLC0415 - see _new_line
+        import httpx  # noqa: PLC0415 - see _new
 
         self._transport = httpx.AsyncHTTPTransport(trust_env=False, **_settings(address))
         self._extensions = {"timeout": httpx.Timeout(None, connect=connect).as_dict()}
@@ -158,22 +182,11 @@ class _DirectLine:
         await self._transport.aclose()
 
 
-class _ProxiedLine:
+class _ClientLine:
     """To all others, through the proxies of the environment if it names any."""
 
-    def __init__(self, address: Address, connect: float) -> None:
-        from http.cookiejar import CookieJar, DefaultCookiePolicy  # noqa: PLC0415 - see _new_line
-
-        import httpx  # noqa: PLC0415 - see _new_line
-
-        self._client = httpx.AsyncClient(
-            trust_env=True,
-            follow_redirects=False,
-            timeout=httpx.Timeout(None, connect=connect),
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none is kept
-            headers=HEADERS,
-            **_settings(address),
-        )
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
 
     async def open(
         self, method: str, url: str, headers: Mapping[str, str], content: bytes | None
@@ -182,6 +195,18 @@ class _ProxiedLine:
         request = self._client.build_request(method, url, headers=headers, content=content)
         return await self._client.send(request, stream=True)
 
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await self._client.aclose()
+
+def _built_client(address: Address, connect: float) -> httpx.AsyncClient:
+    from http.cookiejar import CookieJar, DefaultCookiePolicy  # noqa: PLC0415 - see _new
+
+    import httpx  # noqa: PLC0415 - see _new
+
+    return httpx.AsyncClient(
+        # A proxy from the environment must not see what this machine says to itself.
+        trust_env=not address.is_loopback,
+        follow_redirects=False,
+        timeout=httpx.Timeout(None, connect=connect),
+        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),  # none is kept
+        headers=HEADERS,
+        **_settings(address),
+    )

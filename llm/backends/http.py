@@ -198,7 +198,7 @@ class HttpExchange:
         if self._clients is None or not self._clients.is_here:
             # Those of another loop are closed by that loop when it ends.
             self._clients = LoopClients(self.config.timeout)
-        return await self._clients.get(address)
+        return await self._clients.line(address)
 
     async def aclose(self) -> None:
         """Refuse further requests and close the connections. Safe to call twice."""
@@ -229,6 +229,26 @@ class Fold(Protocol):
 
     def finish(self) -> LLMResponse:
         """The whole answer; BadReply if the stream broke off before its end."""
+
+
+async def folded(values: AsyncGenerator[Any, None], fold: Fold, origin: str) -> AsyncGenerator[Chunk, None]:
+    """The same as `HttpExchange.chunks` for values that come from elsewhere.
+
+    Raises:
+        LLMError: what `values` raises, and BadReply, led by `origin`, for what `fold` finds wrong.
+    """
+    async with aclosing(values):
+        async for value in values:
+            try:
+                chunks = fold.feed(value)
+            except BadReply as error:
+                msg = f"{origin}: {error}"
+                raise BadReply(msg) from error
+            for chunk in chunks:
+                yield chunk
+    with reading_from(origin):
+        response = fold.finish()
+    yield StreamEnd(response)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
