@@ -120,6 +120,7 @@ def _new(make: Callable[[Address, float], _Made], address: Address, connect: flo
     """Import httpx and make it; what hinders that is named without repeating a proxy's password."""
     try:
         import httpx  # noqa: F401, PLC0415 - only a call pays for it: 0.1 s
+        import sniffio  # noqa: F401, PLC0415 - httpcore looks for it at each lock: 0.1 ms where it is not there
 
         echoes = logging.getLogger("httpcore")  # its DEBUG lines show reply headers, which may echo a key
         if echoes.level == logging.NOTSET:
