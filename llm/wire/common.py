@@ -39,7 +39,7 @@ def encode(body: Any) -> bytes:
         BadRequest: something in it, a schema most likely, cannot be written as JSON.
     """
     try:
-        text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_as_dict)
+        text = _ENCODER.encode(body)
     except (TypeError, ValueError, RecursionError) as error:
         msg = f"the request cannot be written as JSON: {error}; check the schema"
         raise BadRequest(msg) from error
@@ -51,6 +51,10 @@ def _as_dict(value: Any) -> dict[str, Any]:
         return dict(value)
     msg = f"{type(value).__name__} is not JSON"
     raise TypeError(msg)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_as_dict)
+"""Made once, as the decoder below is."""
 
 
 def decode(raw: bytes) -> Any:
