@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         TemplateError,
         ToolLoopExceeded,
     )
-    from llm.factory import get_llm_client
+    from llm.factory import get_llm_client, get_response_store
     from llm.fence import clean, fenced
     from llm.registry import register_backend
     from llm.routes import Routes
@@ -112,6 +112,7 @@ _HOMES = {
     "clean": "llm.fence",
     "fenced": "llm.fence",
     "get_llm_client": "llm.factory",
+    "get_response_store": "llm.factory",
     "register_backend": "llm.registry",
     "run_tools": "llm.tools",
     "select_backend": "llm.autoselect",
@@ -166,6 +167,7 @@ __all__ = [
     "clean",
     "fenced",
     "get_llm_client",
+    "get_response_store",
     "register_backend",
     "run_tools",
     "select_backend",

@@ -160,6 +160,13 @@ class LLMClient(ABC):
         """
         return Capabilities(model=self.config.model)
 
+    async def fingerprint(self, model: str) -> str:  # noqa: ARG002 - for those that override it
+        """What tells apart two models of one name, such as the digest of its weights; empty when unknown.
+
+        The response cache asks now and then, and never takes a reply of the one for a reply of the other.
+        """
+        return ""
+
     async def _release(self) -> None:
         """Close what the backend itself holds open; called once, after the last call ended."""
         return

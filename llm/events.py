@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from llm.frozen import quickly_made
 from llm.types import NOBODY, Caller
 
 Operation = Literal["chat", "embed"]
@@ -82,6 +83,7 @@ class CallFailed(CallEvent):
     first_token: float | None = None
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheHit(CallEvent):
     """The response cache answered; no backend was called."""

@@ -3,7 +3,7 @@
 The order of the wrappers, outermost first:
 
     caller -> total deadline -> [router -> per backend:]
-    cache -> budget -> breaker -> retry -> limit -> observe -> backend
+    cache -> coalesce -> budget -> breaker -> retry -> limit -> observe -> backend
 
 - A hit of the cache costs nothing, and no time, place or budget.
 - The budget stands before the breaker: what is not paid for is not asked, and says nothing about a backend.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from llm.client import LLMClient
@@ -34,13 +35,37 @@ from llm.registry import backend_class
 
 if TYPE_CHECKING:
     from llm.budgets import Budget
+    from llm.middleware.cache import ResponseCache
+    from llm.middleware.coalesce import Coalesce
     from llm.routes import Routes
+    from llm.stores.base import ResponseStore
 
 PARALLEL_VARIABLE = "OLLAMA_NUM_PARALLEL"
 """How many calls an Ollama works on at a time; 1 unless it is set."""
 
 REMOTE_CONCURRENCY = 8
 """Calls under way at a time that every service allows; a higher limit is the owner's to set."""
+
+
+IN_THE_REQUEST = frozenset({"model", "temperature", "max_tokens", "top_p", "seed", "think"})
+"""Settings that each request carries; the cache's key takes them from there."""
+
+SHAPES_NOTHING = frozenset(
+    {
+        *("backend", "api_key", "timeout", "enable_cache", "max_reply_bytes", "embed_model", "idle_seconds"),
+        *(
+            "cache_dir",
+            "cache_mode",
+            "cache_max_age",
+            "cache_max_bytes",
+            "keep_alive",
+            "retries",
+            "usage_file",
+        ),
+        *("max_concurrency", "requests_per_minute", "tokens_per_minute", "budget", "prices"),
+    }
+)
+"""Settings that shape no answer. All others are part of every key of the cache, a new one by itself."""
 
 
 def get_llm_client(
@@ -77,20 +102,39 @@ def _client(
 ) -> LLMClient:
     """One backend with its wrappers; for `name` and `total` see `_spending`."""
     gate, books = _spending(config, name=name, total=total)
-    middleware = [*_cache(config), *gate, *_breaker(config), *_retry(config), *_limit(config)]
+    caching = _caching(config) if config.enable_cache else ()
+    rest = [*gate, *_breaker(config), *_retry(config), *_limit(config)]
     backend = backend_class(config.backend)
-    return backend(config, middleware=middleware, observers=[*books, *observers])
+    client = backend(config, middleware=[*caching, *rest], observers=[*books, *observers])
+    if caching and backend.fingerprint is not LLMClient.fingerprint:
+        caching[0].ask_for_fingerprints(client.fingerprint)
+    return client
 
 
-def _cache(config: LLMConfig) -> list[Middleware]:
-    if not config.enable_cache:
-        return []
+def get_response_store(config: LLMConfig | None = None) -> ResponseStore:
+    """The replies that clients of this configuration keep: to count, list, export and clear them.
+
+    A folder or file that is not there is not made.
+
+    Args:
+        config: names the folder; the environment (`LLM_*`) if None.
+    """
+    from llm.stores.sqlite import SqliteResponseStore  # noqa: PLC0415 - sqlite3 is loaded only where it is used
+
+    chosen = LLMConfig.from_env() if config is None else config
+    return SqliteResponseStore(chosen.cache_dir, max_bytes=chosen.cache_max_bytes, create=False)
+
+
+def _caching(config: LLMConfig) -> tuple[ResponseCache, Coalesce]:
     from llm.middleware.cache import ResponseCache  # noqa: PLC0415 - sqlite3 is loaded only where it is used
+    from llm.middleware.coalesce import Coalesce  # noqa: PLC0415
     from llm.stores.sqlite import SqliteResponseStore  # noqa: PLC0415
 
     # What shapes an answer and is in no request; the backend's name comes from the backend itself.
-    namespace = {"api_base": config.api_base, "context_length": config.context_length}
-    return [ResponseCache(SqliteResponseStore(config.cache_dir), namespace=namespace)]
+    left_out = IN_THE_REQUEST | SHAPES_NOTHING
+    namespace = {f.name: getattr(config, f.name) for f in fields(config) if f.name not in left_out}
+    store = SqliteResponseStore(config.cache_dir, max_bytes=config.cache_max_bytes)
+    return ResponseCache(store, namespace=namespace), Coalesce()
 
 
 def _spending(

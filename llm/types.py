@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from llm.frozen import quickly_made
+
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "other"]
 CacheMode = Literal["on", "off", "read", "write"]
@@ -66,6 +68,7 @@ NOBODY = Caller()
 """The caller of a program that does not say who it is."""
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True)
 class LLMMessage:
     """One turn of a conversation.
@@ -97,6 +100,7 @@ class LLMMessage:
             raise ValueError(msg)  # noqa: TRY004 - one kind of error for one kind of mistake
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LLMRequest:
     """One call as a backend gets it, every default already filled in.
@@ -147,6 +151,7 @@ class LLMRequest:
         return next((m.content for m in reversed(self.messages) if m.role != "system"), "")
 
 
+@quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LLMResponse:
     """What a model answered.

@@ -35,7 +35,7 @@ ALLOWED = {
     "agents/registry.py": ("_installed", "_plugins"),
     "llm/backends/models.py": ("model_file",),
     "llm/backends/mlx.py": ("_source",),
-    "llm/stores/sqlite.py": ("get",),
+    "llm/stores/sqlite.py": ("_select",),
     "daemon/app.py": ("program_version",),
     "docs/write-a-backend.md": ("health_check",),  # looks for a program, as short as an example may be
 }

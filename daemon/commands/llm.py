@@ -9,6 +9,7 @@ import click
 from daemon.commands.ask import ask
 from daemon.commands.base import Invocation, command_options, examples, pass_invocation, run
 from daemon.commands.bench import bench
+from daemon.commands.cache import cache
 from daemon.commands.pull import pull
 from daemon.commands.shapes import selection_data
 from daemon.commands.usage import usage
@@ -32,6 +33,7 @@ def command() -> None:
 
 command.add_command(ask)
 command.add_command(bench)
+command.add_command(cache)
 command.add_command(usage)
 command.add_command(pull)
 

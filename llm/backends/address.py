@@ -71,10 +71,7 @@ class Address:
     @property
     def is_loopback(self) -> bool:
         """Whether it is this machine."""
-        if self.host == "localhost" or self.host.endswith(".localhost"):
-            return True
-        ip = _ip(self.host)
-        return ip is not None and (ip.is_loopback or ip.is_unspecified)
+        return _is_loopback(self.host)
 
     @property
     def is_private(self) -> bool:
@@ -92,6 +89,14 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
         return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return None
+
+
+@lru_cache(maxsize=64)  # each call wants to know
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    ip = _ip(host)
+    return ip is not None and (ip.is_loopback or ip.is_unspecified)
 
 
 @lru_cache(maxsize=64)  # each call takes its URL apart, and a backend has two or three

@@ -6,13 +6,21 @@ The total time is bounded by `LLMClient`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from llm.backends.address import Address, parse_address
-from llm.backends.connections import LoopClients
+from llm.backends.connections import Line, LoopClients
 from llm.config import LLMConfig
 from llm.errors import (
     BadReply,
@@ -33,6 +41,7 @@ if TYPE_CHECKING:
     import httpx
 
 _ERROR_BYTES = 64 * 1024
+_FEW = 64
 _LINGER_SECONDS = 1.0
 """How long the end of the body may come after the stream's own end, for the connection to be kept."""
 
@@ -51,6 +60,7 @@ class HttpExchange:
         self.config = config
         self._way_out = way_out
         self._clients: LoopClients | None = None
+        self._fine: set[str] = set()  # header values that were looked at
         self._closed = False
 
     async def request_json(
@@ -68,51 +78,77 @@ class HttpExchange:
             LLMError: whatever went wrong, translated (see `llm.errors`); the message holds no key.
         """
         call = self._prepare(method, url, headers or {}, body)
-        client = await self._client(call.address)
-        reply = await self._fetch(client, call)
+        line = await self._line(call.address)
+        reply = await self._fetch(line, call)
         return _judge(reply, call)
 
+    def chunks(
+        self, method: str, url: str, fold: Fold, *, headers: Mapping[str, str] | None = None, body: Any = None
+    ) -> AsyncGenerator[Chunk, None]:
+        """Send one request and give what `fold` makes of its reply, and a `StreamEnd`; see `stream`."""
+        return self.stream(method, url, headers=headers, body=body, fold=fold)
+
     async def stream(
-        self, method: str, url: str, *, headers: Mapping[str, str] | None = None, body: Any = None
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: Any = None,
+        fold: Fold | None = None,
     ) -> AsyncGenerator[Any, None]:
         """Send one request and give the JSON values of its reply as they come; the arguments as above.
 
         Gives `llm.wire.lines.DONE` for `[DONE]`, and nothing after it. Closing the generator closes the
-        connection at once.
+        connection at once. It is one generator on purpose: each one more costs every piece a hop.
 
         Raises:
             LLMError: whatever went wrong, an error inside the stream included; the message holds no key.
         """
         call = self._prepare(method, url, headers or {}, body)
-        client = await self._client(call.address)
+        line = await self._line(call.address)
         import httpx  # noqa: PLC0415 - the line above has it loaded, in a thread
 
         answered = False
+        reply: _Reply | None = None
+        end: Sequence[StreamEnd] = ()
         try:
-            async with client.stream(
-                call.method, call.address.url, headers=call.headers, content=call.content
+            async with aclosing(
+                await line.open(call.method, call.address.url, call.headers, call.content)
             ) as response:
                 answered = True
                 if 200 <= response.status_code < 300:
-                    async with aclosing(_values(response, call, self.config.max_reply_bytes)) as values:
-                        async for value in values:
-                            yield value
-                    return
-                reply = await _read(response, self.config.max_reply_bytes)
+                    pieces = _Pieces(response, call, self.config.max_reply_bytes, fold)
+                    async with aclosing(pieces.source) as source:
+                        async for data in source:
+                            for piece in pieces.of(data):
+                                yield piece
+                            if pieces.over:
+                                await pieces.settle()
+                                break
+                    for piece in pieces.rest():
+                        yield piece
+                    end = pieces.end()
+                else:
+                    reply = await _read(response, self.config.max_reply_bytes)
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError, BadReply) as error:
             fault = self._translated(error, call, answered=answered)
         else:
+            if reply is None:
+                for last in end:
+                    yield last
+                return
             fault = _refusal(reply, call).error()
         raise fault
 
-    async def _fetch(self, client: httpx.AsyncClient, call: _Call) -> _Reply:
+    async def _fetch(self, line: Line, call: _Call) -> _Reply:
         """Send and read. Errors are raised after the `except`, without a cause: httpx's hold the request."""
         import httpx  # noqa: PLC0415 - a call has it loaded
 
         answered = False
         try:
-            async with client.stream(
-                call.method, call.address.url, headers=call.headers, content=call.content
+            async with aclosing(
+                await line.open(call.method, call.address.url, call.headers, call.content)
             ) as response:
                 answered = True
                 return await _read(response, self.config.max_reply_bytes)
@@ -133,25 +169,36 @@ class HttpExchange:
     def _prepare(self, method: str, url: str, headers: Mapping[str, str], body: Any) -> _Call:
         address = parse_address(url)
         sent = dict(headers)
-        basic = address.basic_authorization
-        if basic is not None:
-            sent.setdefault("Authorization", basic)
-        secrets = {self.config.api_key or "", address.secret, *_secrets(sent)}
-        _check_headers(sent)
+        if address.username or address.password:
+            sent.setdefault("Authorization", address.basic_authorization or "")
+        for value in sent.values():
+            if value not in self._fine:
+                self._check_header(value)
         content = None
         if body is not None:
             sent["Content-Type"] = "application/json"
             content = encode(body)
-        return _Call(method, address, sent, content, frozenset(secrets - {""}))
+        return _Call(method, address, sent, content, self.config.api_key)
 
-    async def _client(self, address: Address) -> httpx.AsyncClient:
+    def _check_header(self, value: str) -> None:
+        """Here and not in h11 or httpx, whose errors would show the value."""
+        if not value.isascii() or not value.isprintable() or value.split() != value.split(" "):
+            msg = (
+                "LLM_API_KEY has a character that no HTTP header can carry (a line break? an accent?); "
+                "copy it again"
+            )
+            raise ConfigurationError(msg)
+        if len(self._fine) < _FEW:
+            self._fine.add(value)
+
+    async def _line(self, address: Address) -> Line:
         if self._closed:
             msg = "the connection to the model server is closed; get a new client"
             raise CallCancelled(msg)
         if self._clients is None or not self._clients.is_here:
             # Those of another loop are closed by that loop when it ends.
             self._clients = LoopClients(self.config.timeout)
-        return await self._clients.get(address)
+        return await self._clients.line(address)
 
     async def aclose(self) -> None:
         """Refuse further requests and close the connections. Safe to call twice."""
@@ -185,10 +232,10 @@ class Fold(Protocol):
 
 
 async def folded(values: AsyncGenerator[Any, None], fold: Fold, origin: str) -> AsyncGenerator[Chunk, None]:
-    """The chunks of a stream of JSON values, and its end; what `fold` finds wrong is led by `origin`.
+    """The same as `HttpExchange.chunks` for values that come from elsewhere.
 
     Raises:
-        LLMError: what `values` and `fold` raise.
+        LLMError: what `values` raises, and BadReply, led by `origin`, for what `fold` finds wrong.
     """
     async with aclosing(values):
         async for value in values:
@@ -212,7 +259,12 @@ class _Call:
     address: Address
     headers: Mapping[str, str]
     content: bytes | None
-    secrets: frozenset[str]
+    key: str | None
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """What no message may show; found out when one is written."""
+        return frozenset({self.key or "", self.address.secret, *_secrets(self.headers)} - {""})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,16 +283,6 @@ def _secrets(headers: Mapping[str, str]) -> set[str]:
         if name.lower() in {"authorization", "x-api-key"}:
             found |= {value, value.partition(" ")[2]}
     return found
-
-
-def _check_headers(headers: Mapping[str, str]) -> None:
-    """Here and not in h11 or httpx, whose errors would show the value."""
-    if all(v.isascii() and v.isprintable() and v.split() == v.split(" ") for v in headers.values()):
-        return
-    msg = (
-        "LLM_API_KEY has a character that no HTTP header can carry (a line break? an accent?); copy it again"
-    )
-    raise ConfigurationError(msg)
 
 
 def _translate(error: httpx.HTTPError, call: _Call, way_out: str, *, answered: bool) -> LLMError:
@@ -263,8 +305,7 @@ def _translate(error: httpx.HTTPError, call: _Call, way_out: str, *, answered: b
 
 
 async def _read(response: httpx.Response, cap: int) -> _Reply:
-    headers = {name.lower(): value for name, value in response.headers.items()}
-    status = response.status_code
+    headers, status = response.headers, response.status_code
     encoding = headers.get("content-encoding", "")
     if 200 <= status < 300:
         body = ReplyBody(encoding, cap)
@@ -292,32 +333,90 @@ async def _read_refusal(chunks: AsyncIterator[bytes], encoding: str, cap: int) -
     return b"" if body is None else body.so_far()
 
 
-async def _values(response: httpx.Response, call: _Call, cap: int) -> AsyncGenerator[Any, None]:
-    """The JSON values of a good reply; an error among them is raised.
+class _Pieces:
+    """What a good reply says, piece by piece, out of its bytes as they come.
 
-    Raises:
-        BadReply: too large, broken, or no JSON.
-        LLMError: the error that the server reports in the stream.
+    Args:
+        response: the reply; only its bytes are still to come.
+        call: what was asked.
+        cap: most bytes of it.
+        fold: what makes pieces of its JSON values; without one, they are the pieces.
+
+    Attributes:
+        source: the bytes.
+        over: whether nothing counts any more: `[DONE]` or an error has come.
     """
-    headers = response.headers
-    kind = headers.get("content-type", "")
-    body, frames = BodyBytes(headers.get("content-encoding", ""), cap), framing(kind)
-    async with aclosing(cast("AsyncGenerator[bytes, None]", response.aiter_raw())) as chunks:
+
+    def __init__(self, response: httpx.Response, call: _Call, cap: int, fold: Fold | None) -> None:
+        headers = response.headers
+        self._kind = headers.get("content-type", "")
+        self._body = BodyBytes(headers.get("content-encoding", ""), cap)
+        self._frames = framing(self._kind)
+        self._call = call
+        self._fold = fold
+        self._read: Callable[[Any], Sequence[Any]] = _itself if fold is None else fold.feed
+        self._fault: LLMError | None = None
+        self.source = cast(
+            "AsyncGenerator[bytes, None]", aiter(cast("AsyncIterable[bytes]", response.stream))
+        )
+        self.over = False
+
+    def of(self, data: bytes) -> Sequence[Any]:
+        """The pieces that are whole with these bytes. What goes wrong is raised after those before it.
+
+        Raises:
+            BadReply: the bytes are too many, broken, or no JSON.
+        """
         try:
-            async for chunk in chunks:
-                for value in frames.feed(body.take(chunk)):
-                    yield value if type(value) is not dict else _sound(value, call)
-                    if value is DONE:
-                        await _linger(chunks)
-                        return
-            body.end()
-            for value in frames.finish():
-                yield value if type(value) is not dict else _sound(value, call)
+            values = self._frames.feed(self._body.take(data))
         except BadReply as error:
-            fault = BadReply(f"a stream of no use: {error}{_page_hint(kind)}")
-        else:
-            return
-    raise fault
+            raise self._of_no_use(error) from None
+        return self._pieces(values)
+
+    def rest(self) -> Sequence[Any]:
+        """What is left at the end of the bytes; raises as `of` does."""
+        if self.over:
+            return ()
+        try:
+            self._body.end()
+            values = self._frames.finish()
+        except BadReply as error:
+            raise self._of_no_use(error) from None
+        return self._pieces(values)
+
+    async def settle(self) -> None:
+        """Read to the end of the bytes, so that the connection can be kept; not after an error."""
+        if self._fault is None:
+            await _linger(self.source)
+
+    def end(self) -> Sequence[StreamEnd]:
+        """The end of the stream, where pieces are folded.
+
+        Raises:
+            LLMError: the error that has come; BadReply if the stream broke off before its end.
+        """
+        if self._fault is not None:
+            raise self._fault
+        return () if self._fold is None else (StreamEnd(self._fold.finish()),)
+
+    def _pieces(self, values: Sequence[Any]) -> Sequence[Any]:
+        pieces: list[Any] = []
+        for value in values:
+            if type(value) is dict and value.get("error"):
+                self._fault, self.over = _reported(value, self._call), True
+                break
+            pieces += self._read(value)
+            if value is DONE:
+                self.over = True
+                break
+        return pieces
+
+    def _of_no_use(self, error: BadReply) -> BadReply:
+        return BadReply(f"a stream of no use: {error}{_page_hint(self._kind)}")
+
+
+def _itself(value: Any) -> tuple[Any]:
+    return (value,)
 
 
 async def _linger(chunks: AsyncIterator[bytes]) -> None:
@@ -336,7 +435,7 @@ def _refusal(reply: _Reply, call: _Call) -> Refusal:
     return Refusal(
         server=call.address.origin,
         status=reply.status,
-        headers=reply.headers,
+        headers={name.lower(): value for name, value in reply.headers.items()},
         body=reply.body,
         secrets=call.secrets,
     )
@@ -358,13 +457,10 @@ def _judge(reply: _Reply, call: _Call) -> Any:
     raise fault
 
 
-def _sound(value: dict[str, Any], call: _Call) -> dict[str, Any]:
-    """A value of a stream, if it is no error."""
-    if not value.get("error"):
-        return value
-    status = inner_status(value)
-    body = encode(value)
-    raise Refusal(server=call.address.origin, status=status, body=body, secrets=call.secrets).error()
+def _reported(value: Mapping[str, Any], call: _Call) -> LLMError:
+    """The error that a value of a stream reports."""
+    status, body = inner_status(value), encode(value)
+    return Refusal(server=call.address.origin, status=status, body=body, secrets=call.secrets).error()
 
 
 def _page_hint(kind: str, body: bytes = b"") -> str:

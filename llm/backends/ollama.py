@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, ClassVar
 
 from llm.backends.address import Address, guard_clear_text, parse_address
-from llm.backends.http import HttpExchange, folded, reading_from
+from llm.backends.http import HttpExchange, reading_from
 from llm.client import LLMClient
 from llm.config import LLMConfig
 from llm.errors import BadRequest, DeadlineExceeded, LLMError, ModelNotFound, NotSupported
@@ -97,13 +97,16 @@ class OllamaBackend(LLMClient):
         """The same in pieces; closing it ends the work in the server at once."""
         attempt = await self._fitting(request)
         for round_ in count(1):
-            values = self._exchange.stream(
-                "POST", self._url("/api/chat"), headers=self._headers, body=self._body(attempt, stream=True)
+            source = self._exchange.chunks(
+                "POST",
+                self._url("/api/chat"),
+                ChatStream(request, backend=self.backend),
+                headers=self._headers,
+                body=self._body(attempt, stream=True),
             )
-            fold = ChatStream(request, backend=self.backend)
             begun = False
             try:
-                async with aclosing(folded(values, fold, self._address.origin)) as chunks:
+                async with aclosing(source) as chunks:
                     async for chunk in chunks:
                         begun = True
                         yield chunk
@@ -270,6 +273,11 @@ class OllamaBackend(LLMClient):
         except TimeoutError as error:
             msg = f"Ollama at {self._address.origin} did not list its models in time"
             raise DeadlineExceeded(msg) from error
+
+    async def fingerprint(self, model: str) -> str:
+        """The digest of the model's weights, which `ollama pull` may change under the same name."""
+        models = await self.list_models()
+        return next((each.digest for each in models if same_model(model, each.name)), "")
 
     async def _models(self) -> list[OllamaModel]:
         payload = await self._call("GET", "/api/tags")

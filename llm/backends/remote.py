@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 from llm.backends.address import Address, guard_clear_text, parse_address
-from llm.backends.http import HttpExchange, folded, reading_from
+from llm.backends.http import HttpExchange, reading_from
 from llm.client import LLMClient
 from llm.config import LLMConfig
 from llm.errors import (
@@ -91,13 +91,13 @@ def openai_stream(
     Raises:
         LLMError: see `llm.errors`; raised while it is read.
     """
-    values = exchange.stream(
+    return exchange.chunks(
         "POST",
         f"{base.rstrip('/')}/chat/completions",
+        openai.ChatStream(request, backend=backend),
         headers=_bearer(key) if headers is None else headers,
         body=openai.chat_body(request, takes or EVERYTHING, stream=True),
     )
-    return folded(values, openai.ChatStream(request, backend=backend), parse_address(base).origin)
 
 
 async def openai_embed(
@@ -368,14 +368,13 @@ class RemoteBackend(LLMClient):
                 headers=self._headers,
             )
         named = self._named(request)
-        values = self._exchange.stream(
+        return self._exchange.chunks(
             "POST",
             f"{self._base}/messages",
+            anthropic.MessageStream(named, backend=self.backend),
             headers=self._headers,
             body=anthropic.messages_body(named, takes, stream=True),
         )
-        fold = anthropic.MessageStream(named, backend=self.backend)
-        return folded(values, fold, self._service.address.origin)
 
     def _named(self, request: LLMRequest) -> LLMRequest:
         """With the model's whole name, if it is Anthropic that is asked."""

@@ -1,11 +1,7 @@
 """Replies in one SQLite file: read on the event loop in microseconds, written by a thread of its own.
 
-Why a rowid table with a unique key and not `WITHOUT ROWID`: measured with replies of 700 and 1500 bytes it
-took half the room, a third of the time to write and no more to read. And its oldest rows lie together, so
-deleting them frees whole pages, which makes the size limit exact.
-
 The file holds nothing that cannot be asked for again. So whatever goes wrong with it costs caching, never a
-call: a damaged file is put aside, and anything else is said once.
+call: a damaged file is put aside, one that was deleted is made again, and anything else is said once.
 """
 
 from __future__ import annotations
@@ -16,15 +12,14 @@ import os
 import sqlite3
 import threading
 import time
-import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
-from datetime import UTC, datetime
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from llm.stores import layout
 from llm.stores.base import StoredReply, StoreStats
 from llm.stores.files import PATIENCE, identity, locked, make_private, set_aside
 
@@ -33,26 +28,13 @@ T = TypeVar("T")
 
 FILE_NAME = "responses.sqlite3"
 MAX_BYTES = 64 * 1024 * 1024
-FORMAT = 1
-"""Written into the file as `user_version`; a file of another format is left alone."""
 
 _GATHER = 0.05  # seconds in which replies gather, so that a burst of them is one transaction
 _PENDING = 10_000  # replies that may wait for the disk; above that it is too slow to be of use
 _PAUSE = 60.0  # seconds before a file that cannot be opened is tried again
 _REPLACED = 3  # damaged files that one store replaces before it gives up on the disk
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS replies (
-    id INTEGER PRIMARY KEY,
-    key BLOB NOT NULL UNIQUE,
-    created INTEGER NOT NULL,
-    label TEXT NOT NULL,
-    reply TEXT NOT NULL,
-    crc INTEGER NOT NULL
-)
-"""
-_INSERT = "INSERT OR REPLACE INTO replies (key, created, label, reply, crc) VALUES (?, ?, ?, ?, ?)"
-_SELECT = "SELECT reply, crc FROM replies WHERE key = ?"
+_PAGE = 200  # replies that are read at a time for a list
+_LAST = 2**63 - 1
 
 _log = logging.getLogger(__name__)
 
@@ -63,45 +45,58 @@ class SqliteResponseStore:
     Args:
         cache_dir: folder of the file, made with mode 0700 if it is not there.
         max_bytes: most bytes of the file; beyond it the oldest replies go.
+        create: whether to make the file if it is not there; without it the store is empty then.
+        clock: seconds since 1970.
     """
 
-    def __init__(self, cache_dir: str | Path, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self,
+        cache_dir: str | Path,
+        *,
+        max_bytes: int = MAX_BYTES,
+        create: bool = True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.path = Path(os.path.expanduser(cache_dir)) / FILE_NAME  # noqa: PTH111 - Path.expanduser raises where there is no home
         self._max_bytes = max_bytes
+        self._create = create
+        self._clock = clock
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="llm-cache")
         self._pending: deque[StoredReply] = deque()
         self._writer: sqlite3.Connection | None = None
         self._reader: sqlite3.Connection | None = None
+        self._cursor: sqlite3.Cursor | None = None  # the reader's, kept because making one takes as long
         self._hurry = threading.Event()  # somebody waits for the thread
         self._reading = threading.Lock()  # held for one SELECT, or while the reader is exchanged
         self._identity: tuple[int, int] | None = None
         self._not_before = 0.0
         self._replaced = 0
+        self._trouble = ""
         self._warned = self._closed = False
 
     # Called on the event loop.
+
+    @property
+    def ready(self) -> bool:
+        """Whether `get` would look into a file."""
+        return self._cursor is not None
+
+    @property
+    def trouble(self) -> str:
+        """Why the file does not work, empty while it does."""
+        return self._trouble
 
     async def open(self) -> None:
         """Get ready to answer `get`; a file that cannot be opened is tried again a minute later."""
         if self._reader is None and not self._closed and time.monotonic() >= self._not_before:
             await self._run(self._connect)
 
-    def get(self, key: bytes) -> str | None:
-        """The reply kept under `key`; None if there is none, or if it is not what was written."""
-        try:
-            with self._reading:
-                if self._reader is None:
-                    return None
-                row = self._reader.execute(_SELECT, (key,)).fetchone()
-        except sqlite3.Error as error:
-            if _is_damage(error):
-                self._submit(self._replace, self._reader)
-            else:
-                self._lose(error)
-            return None
-        if row is None or _crc(key, row[0]) != row[1]:
-            return None
-        return str(row[0], "utf-8", "replace")
+    def get(self, key: bytes) -> tuple[str, float] | None:
+        """The reply kept under `key` and when; None if there is none, or if it is not what was written."""
+        for found, reply, created, crc in self._select(layout.SELECT, layout.short_of(key)):
+            if found == key and layout.checksum(key, reply) == crc:
+                return str(reply, "utf-8", "replace"), created
+        return None
 
     def put(self, reply: StoredReply) -> None:
         """Hand `reply` to the writing thread; dropped when it is huge or the disk cannot keep up."""
@@ -113,17 +108,35 @@ class SqliteResponseStore:
             self._hurry.clear()
             self._submit(self._gather)
 
+    def generation(self) -> str | None:
+        """Another text since the store was cleared or made again; None while it cannot be read."""
+        return self.recall(layout.GENERATION)
+
+    def recall(self, name: str) -> str | None:
+        """What was last remembered under `name`."""
+        rows = self._select(layout.MARK, name)
+        return str(rows[0][0], "utf-8", "replace") if rows else None
+
+    def remember(self, name: str, value: str) -> None:
+        """Keep a short text beside the replies, later and elsewhere."""
+        if not self._closed:
+            self._submit(self._mark, name, value)
+
     async def stats(self) -> StoreStats:
         """How full the file is, replies under way included."""
         return await self._run(self._measure)
 
-    async def labels(self, limit: int = 20) -> list[tuple[datetime, str]]:
-        """When and what was asked, the newest first."""
-        return await self._run(self._list, limit)
+    async def entries(self, limit: int | None = None) -> AsyncGenerator[StoredReply, None]:
+        """The kept replies, the newest first; one that is put meanwhile is not among them."""
+        before, left = _LAST, _LAST if limit is None else limit
+        while rows := await self._run(self._page, before, min(_PAGE, left)):
+            for before, reply in rows:  # noqa: B007 - the last one is where the next page begins
+                yield reply
+            left -= len(rows)
 
-    async def clear(self) -> int:
-        """Forget every reply and shrink the file; how many there were."""
-        return await self._run(self._empty)
+    async def clear(self, older_than: float | None = None) -> int:
+        """Forget every reply, or those more than `older_than` seconds old, and shrink the file; how many."""
+        return await self._run(self._empty, older_than)
 
     async def aclose(self) -> None:
         """Write what is under way, close the file and end the thread."""
@@ -132,6 +145,21 @@ class SqliteResponseStore:
         self._closed = True
         await self._run(self._finish)
         self._thread.shutdown(wait=False)
+
+    def _select(self, query: str, value: str | int) -> list[tuple[Any, ...]]:
+        """The rows of one short query; none when the file does not work."""
+        try:
+            with self._reading:
+                if self._cursor is None:
+                    return []
+                # To the last row, so that no statement stays open and holds up the writers.
+                return self._cursor.execute(query, (value,)).fetchall()
+        except sqlite3.Error as error:
+            if layout.is_damage(error):
+                self._submit(self._replace, self._reader)
+            else:
+                self._lose(error)
+            return []
 
     async def _run(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         self._hurry.set()
@@ -153,66 +181,71 @@ class SqliteResponseStore:
         """Write everything that waits, in one transaction."""
         self._connect()
         batch = [self._pending.popleft() for _ in range(len(self._pending))]
-        if self._writer is None or not batch:
-            return
-        now = int(time.time())
+        if batch:
+            self._change(self._insert, batch)
+
+    def _insert(self, db: sqlite3.Connection, batch: list[StoredReply]) -> None:
+        coming = sum(len(each.reply) + len(each.label) for each in batch)
+        layout.make_room(db, coming=coming, limit=self._max_bytes)
+        layout.insert(db, batch)
+
+    def _mark(self, name: str, value: str) -> None:
+        self._connect()
+        self._change(layout.mark, name, value)
+
+    def _change(
+        self, work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T | None:
+        """Do `work` in one transaction; None when the file does not take it."""
+        if self._writer is None:
+            return None
         try:
-            with _transaction(self._writer) as db:
-                self._make_room(db, sum(len(each.reply) + len(each.label) for each in batch))
-                db.executemany(_INSERT, [_row(each, now) for each in batch])
+            with layout.transaction(self._writer) as db:
+                done = work(db, *args, **kwargs)
         except (sqlite3.Error, OSError, ValueError) as error:
-            if _is_damage(error):
+            if layout.is_damage(error):
                 self._replace(self._reader)
             else:
                 self._lose(error)
-
-    def _make_room(self, db: sqlite3.Connection, coming: int) -> None:
-        """Delete the oldest replies when the file is full, a tenth of it at a time."""
-        excess = _used(db) + coming * 3 // 2 - self._max_bytes  # pages are not filled to the brim
-        if excess <= 0:
-            return
-        excess += self._max_bytes // 10
-        last = 0
-        sizes = db.execute("SELECT id, length(reply) + length(label) FROM replies ORDER BY id")
-        for row_id, size in sizes:
-            last, excess = row_id, excess - size
-            if excess <= 0:
-                break
-        sizes.close()
-        db.execute("DELETE FROM replies WHERE id <= ?", (last,))
+            return None
+        self._trouble = ""
+        return done
 
     def _measure(self) -> StoreStats:
         self._drain()
         entries = used = 0
+        oldest = newest = None
         if self._writer is not None:
-            with suppress(sqlite3.Error):
-                (entries,) = self._writer.execute("SELECT count(*) FROM replies").fetchone()
-                used = _used(self._writer)
-        return StoreStats(path=str(self.path), entries=entries, bytes=used, limit=self._max_bytes)
+            try:
+                query = "SELECT count(*), min(created), max(created) FROM replies"
+                entries, oldest, newest = self._writer.execute(query).fetchone()
+                used = layout.used_bytes(self._writer)
+            except sqlite3.Error as error:
+                self._lose(error)
+        path = str(self.path)
+        return StoreStats(
+            path=path, entries=entries, bytes=used, limit=self._max_bytes, oldest=oldest, newest=newest
+        )
 
-    def _list(self, limit: int) -> list[tuple[datetime, str]]:
+    def _page(self, before: int, count: int) -> list[tuple[int, StoredReply]]:
         self._drain()
-        found: list[tuple[int, str]] = []
-        if self._writer is not None:
-            with suppress(sqlite3.Error):
-                query = "SELECT created, label FROM replies ORDER BY id DESC LIMIT ?"
-                found = self._writer.execute(query, (limit,)).fetchall()
-        return [(datetime.fromtimestamp(created, UTC), label) for created, label in found]
-
-    def _empty(self) -> int:
-        self._drain()
-        if self._writer is None:
-            return 0
+        if self._writer is None or not count:
+            return []
         try:
-            with _transaction(self._writer) as db:
-                gone = db.execute("DELETE FROM replies").rowcount
+            return layout.page(self._writer, before, count)
         except sqlite3.Error as error:
             self._lose(error)
-            return 0
-        with suppress(sqlite3.Error):  # the file shrinks later when another program is reading it
-            self._writer.execute("VACUUM")
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return gone
+            return []
+
+    def _empty(self, older_than: float | None) -> int:
+        self._drain()
+        before = _LAST if older_than is None else self._clock() - older_than
+        gone = self._change(layout.forget, before)
+        if gone and self._writer is not None:
+            with suppress(sqlite3.Error):  # the file shrinks later when another program is reading it
+                self._writer.execute("VACUUM")
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return gone or 0
 
     def _finish(self) -> None:
         if self._pending:
@@ -220,8 +253,13 @@ class SqliteResponseStore:
         self._disconnect()
 
     def _connect(self) -> None:
-        """Open the file; one that is no database is put aside and begun anew."""
-        if self._reader is not None or time.monotonic() < self._not_before:
+        """Open the file, or the one in its place; one that is no database is put aside and begun anew."""
+        if self._reader is not None:
+            with suppress(OSError):
+                if identity(self.path) == self._identity:
+                    return
+            self._disconnect()  # somebody deleted it: what is written there now, nobody finds
+        if time.monotonic() < self._not_before or not (self._create or self.path.exists()):
             return
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -229,7 +267,7 @@ class SqliteResponseStore:
                 try:
                     self._open_file()
                 except sqlite3.Error as error:
-                    if not _is_damage(error):
+                    if not layout.is_damage(error):
                         raise
                     self._put_aside()
                     self._open_file()
@@ -240,23 +278,21 @@ class SqliteResponseStore:
     def _open_file(self) -> None:
         make_private(self.path)
         with ExitStack() as stack:
-            writer = stack.enter_context(closing(_connection(self.path, wait=PATIENCE)))
-            _prepare(writer)
+            writer = stack.enter_context(closing(layout.connection(self.path, wait=PATIENCE)))
+            layout.prepare_writer(writer)
             # Without patience: the event loop never waits for a lock.
-            reader = stack.enter_context(closing(_connection(self.path, wait=0)))
-            reader.execute("PRAGMA query_only = 1")
-            # Reads the file now: the -wal is opened by name, and must be the one that belongs to it.
-            reader.execute("PRAGMA schema_version").fetchone()
-            reader.text_factory = bytes  # checked before it is decoded
+            reader = stack.enter_context(closing(layout.connection(self.path, wait=0)))
+            layout.prepare_reader(reader)
             stack.pop_all()
         self._identity = identity(self.path)
         self._writer = writer
+        self._trouble = ""
         with self._reading:
-            self._reader = reader
+            self._reader, self._cursor = reader, reader.cursor()
 
     def _disconnect(self) -> None:
         with self._reading:
-            reader, self._reader = self._reader, None
+            reader, self._reader, self._cursor = self._reader, None, None
         writer, self._writer = self._writer, None
         for connection in (reader, writer):
             if connection is not None:
@@ -287,64 +323,7 @@ class SqliteResponseStore:
         _log.warning("the response cache was damaged; it is now %s, and a new one is begun", moved)
 
     def _lose(self, error: Exception) -> None:
+        self._trouble = str(error)
         if not self._warned:
             self._warned = True
             _log.warning("the response cache %s does not work (%s); calls go on without it", self.path, error)
-
-
-def _connection(path: Path, *, wait: float) -> sqlite3.Connection:
-    # Each connection is made on the store's thread; the reader is then used by the event loop alone.
-    return sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
-
-
-def _prepare(db: sqlite3.Connection) -> None:
-    """Set the file's ways and make the table of a new one.
-
-    NORMAL instead of FULL: a power cut may take the newest replies, which can be asked for again.
-    """
-    if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        db.execute("PRAGMA journal_mode = WAL")
-    db.execute("PRAGMA synchronous = NORMAL")
-    db.execute("PRAGMA journal_size_limit = 1048576")
-    (found,) = db.execute("PRAGMA user_version").fetchone()
-    if found not in {0, FORMAT}:
-        msg = f"its format is {found}, not {FORMAT}; delete it or set another LLM_CACHE_DIR"
-        raise sqlite3.NotSupportedError(msg)
-    if found == 0:
-        with _transaction(db):
-            db.execute(_SCHEMA)
-            db.execute(f"PRAGMA user_version = {FORMAT}")
-
-
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield db
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
-
-
-def _used(db: sqlite3.Connection) -> int:
-    """Bytes of the pages in use: what the file would be without its free pages."""
-    pages, free, size = (
-        db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
-    )
-    return int((pages - free) * size)
-
-
-def _row(kept: StoredReply, now: int) -> tuple[bytes, int, str, str, int]:
-    return kept.key, now, kept.label, kept.reply, _crc(kept.key, kept.reply.encode())
-
-
-def _crc(key: bytes, reply: bytes) -> int:
-    """Tells a reply that a worn SD card has changed, which SQLite would not notice."""
-    return zlib.crc32(reply, zlib.crc32(key))
-
-
-def _is_damage(error: Exception) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
-    return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

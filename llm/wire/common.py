@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from llm.errors import BadReply, BadRequest
@@ -39,7 +39,7 @@ def encode(body: Any) -> bytes:
         BadRequest: something in it, a schema most likely, cannot be written as JSON.
     """
     try:
-        text = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_as_dict)
+        text = _ENCODER.encode(body)
     except (TypeError, ValueError, RecursionError) as error:
         msg = f"the request cannot be written as JSON: {error}; check the schema"
         raise BadRequest(msg) from error
@@ -53,6 +53,10 @@ def _as_dict(value: Any) -> dict[str, Any]:
     raise TypeError(msg)
 
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_as_dict)
+"""Made once, as the decoder below is."""
+
+
 def decode(raw: bytes) -> Any:
     """Parse a reply. NaN, infinities, endless integers and endless nesting are refused.
 
@@ -61,7 +65,10 @@ def decode(raw: bytes) -> Any:
             which may echo a key.
     """
     try:
-        return _DECODER.decode(raw.decode("utf-8-sig"))
+        text = raw.decode()
+        value, end = _scanned(text)
+        # The decoder itself is slower and says what is wrong; blanks and byte order marks are left to it.
+        return value if end == len(text) else _DECODER.decode(text.removeprefix("\ufeff"))
     except UnicodeDecodeError:
         fault = "it is not UTF-8 text"
     except RecursionError:
@@ -84,6 +91,17 @@ def _finite(digits: str) -> float:
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)
 """Made once: `json.loads` with these options makes a new one for every text."""
+
+_SCAN: Callable[[str, int], tuple[Any, int]] = _DECODER.scan_once  # type: ignore[attr-defined]  # not in typeshed
+
+
+def _scanned(text: str) -> tuple[Any, int]:
+    """The value at the beginning of a text, and where it ends; nothing if it does not begin with one."""
+    try:
+        found: tuple[Any, int] = _SCAN(text, 0)
+    except StopIteration:
+        return None, -1
+    return found
 
 
 def as_object(value: Any, what: str) -> Mapping[str, Any]:

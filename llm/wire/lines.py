@@ -64,6 +64,10 @@ class _Lines:
     def __init__(self) -> None:
         self._pieces: list[bytes] = []  # of the line that is not whole: joined once, however many they are
 
+    @property
+    def pending(self) -> bool:
+        return bool(self._pieces)
+
     def feed(self, data: bytes) -> list[bytes]:
         if b"\n" not in data:
             self._pieces.append(data)
@@ -85,13 +89,29 @@ class JsonLines:
 
     def __init__(self) -> None:
         self._lines = _Lines()
+        self._fault: BadReply | None = None
 
     def feed(self, data: bytes) -> list[Any]:
         """The values of the lines that are whole with these bytes."""
-        return [decode(line) for line in self._lines.feed(data) if line and not line.isspace()]
+        if self._fault is not None:
+            raise self._fault
+        values: list[Any] = []
+        for line in self._lines.feed(data):
+            if not line or line.isspace():
+                continue
+            try:
+                values.append(decode(line))
+            except BadReply as error:
+                if not values:
+                    raise
+                self._fault = error  # what came before it is given first
+                break
+        return values
 
     def finish(self) -> list[Any]:
         """The value of a last line without an end."""
+        if self._fault is not None:
+            raise self._fault
         line = self._lines.finish()
         return [decode(line)] if line.strip() else []
 
@@ -108,23 +128,47 @@ class EventStream:
         self._data: list[bytes] = []
         self._name = b""
         self._after_return = False
+        self._fault: BadReply | None = None
 
     def feed(self, data: bytes) -> list[Any]:
         """The values of the events that are whole with these bytes."""
+        if self._is_fresh and _is_one_event(data):  # nearly always
+            return [decode(data[6:-2])]
+        if self._fault is not None:
+            raise self._fault
         if b"\r" in data or self._after_return:
             data = self._with_plain_ends(data)
         values: list[Any] = []
         for line in self._lines.feed(data):
             if line:
                 self._field(line)
-            elif self._data:
-                values.append(self._event())
-            else:
+            elif not self._data:
                 self._name = b""
+            elif not self._add_event(values):
+                break
         return values
+
+    def _add_event(self, values: list[Any]) -> bool:
+        """Whether the event could be read; what came before one that cannot is given first."""
+        try:
+            values.append(self._event())
+        except BadReply as error:
+            if not values:
+                raise
+            self._fault = error
+            return False
+        return True
+
+    @property
+    def _is_fresh(self) -> bool:
+        return not (
+            self._data or self._name or self._after_return or self._lines.pending or self._fault is not None
+        )
 
     def finish(self) -> list[Any]:
         """The value of a last event that lacks the empty line at its end."""
+        if self._fault is not None:
+            raise self._fault
         line = self._lines.finish()
         if line:
             self._field(line)
@@ -156,6 +200,16 @@ class EventStream:
         if not name:
             return decode(raw)
         return _named(name, raw)
+
+
+def _is_one_event(data: bytes) -> bool:
+    """Whether it is one line of data with an object in it, and the empty line that ends the event."""
+    return (
+        data.startswith(b"data: {")
+        and data.endswith(b"\n\n")
+        and data.find(b"\n") == len(data) - 2
+        and b"\r" not in data
+    )
 
 
 def _named(name: bytes, raw: bytes) -> Any:

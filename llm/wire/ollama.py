@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llm.errors import BadReply
@@ -47,11 +47,13 @@ class OllamaModel:
         size: bytes on disk.
         capabilities: such as "completion", "tools", "thinking", "embedding"; None when an older server
             does not say.
+        digest: of its weights and settings, empty where the server does not say.
     """
 
     name: str
     size: int
     capabilities: tuple[str, ...] | None
+    digest: str = field(default="", compare=False)
 
 
 def chat_body(
@@ -300,11 +302,12 @@ def read_models(payload: Any) -> list[OllamaModel]:
 
 
 def _model(entry: Mapping[str, Any]) -> OllamaModel:
-    size, able = entry.get("size"), entry.get("capabilities")
+    size, able, digest = entry.get("size"), entry.get("capabilities"), entry.get("digest")
     return OllamaModel(
         name=as_text(entry.get("name"), "models[].name"),
         size=size if isinstance(size, int) and size > 0 else 0,
         capabilities=tuple(str(word) for word in able) if isinstance(able, list) else None,
+        digest=digest if isinstance(digest, str) else "",
     )
 
 

@@ -113,7 +113,7 @@ def _narrowings(takes: Takes) -> list[tuple[re.Pattern[str], Takes]]:
         (re.compile("top_p"), replace(takes, top_p=False)),
         (re.compile(r"\b(random_)?seed\b"), replace(takes, seed=False)),
         (re.compile("stream_options|include_usage"), replace(takes, usage=False)),
-        (re.compile("chat_template_kwargs|enable_thinking"), replace(takes, switch=False)),
+        (re.compile("chat_template|enable_thinking"), replace(takes, switch=False)),
         (_EFFORT, replace(takes, effort=False, least="")),
         (_THINKING, replace(takes, thinking="")),
         (re.compile(r"['\"`]stop['\"`]|\bstop_sequences\b|parameter:? stop\b"), replace(takes, stop=False)),

@@ -21,6 +21,7 @@ from llm import (
     LLMResponse,
     NoModel,
     RateLimited,
+    SchemaMismatch,
     ServerError,
     get_llm_client,
 )
@@ -291,7 +292,7 @@ async def test_questions_asked_at_the_same_time_keep_their_records_apart() -> No
         agent = quiet(llm)
         asked = [agent.use_llm(word, None, Answer) for word in ("even", "odd", "even again")]
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [LLMResponse, BadReply, LLMResponse]
+    assert [type(outcome) for outcome in outcomes] == [LLMResponse, SchemaMismatch, LLMResponse]
     by_reply = {call.reply: call.error for call in agent.context.calls}
     assert by_reply == {'{"why": "", "fits": true}': None, "odd": "bad_reply"}
     assert len(agent.context.calls) == 4

@@ -183,7 +183,7 @@ async def test_an_answer_that_does_not_fit_twice_is_a_failure_and_not_a_verdict(
     backend = ScriptedBackend(lambda _: '{"answer": "absolutely"}')
     found = await run(simple_folder(tmp_path, ["O1,mixed vegetables,5,kg"], ["N1,carrots,2,kg"]), backend)
     assert [p.decided_by for p in found.proposals] == ["rule"]
-    assert found.notes == ("the model failed (bad_reply); unclear pairs were decided by rules",)
+    assert found.notes == ("the model failed (schema); unclear pairs were decided by rules",)
 
 
 async def test_when_the_seconds_are_used_up_no_more_is_asked(tmp_path: Path) -> None:

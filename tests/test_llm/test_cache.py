@@ -24,7 +24,9 @@ from hypothesis import strategies as st
 
 from llm import LLMConfig, LLMMessage, LLMRequest, LLMResponse, ServerError, get_llm_client
 from llm.events import CacheHit, CacheMiss
-from llm.middleware.cache import ResponseCache, readable_key
+from llm.middleware.cache import ResponseCache
+from llm.middleware.keys import Keys, readable_key
+from llm.middleware.recent import RECENT_BYTES
 from llm.stores.base import StoredReply
 from llm.stores.sqlite import FILE_NAME, SqliteResponseStore
 from llm.testing import Recorder, ScriptedBackend
@@ -39,6 +41,10 @@ SCHEMA: dict[str, Any] = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "cache"
+
+
+def kept(key: bytes, label: str, reply: str, created: float = 1e9) -> StoredReply:
+    return StoredReply(key=key, label=label, reply=reply, created=created)
 
 
 class Shop:
@@ -262,12 +268,12 @@ async def test_the_factory_puts_address_and_context_into_the_namespace(folder: P
 def test_no_two_questions_share_a_key_even_where_their_readable_keys_are_the_same(
     one: tuple[str, str], other: tuple[str, str]
 ) -> None:
-    cache = ResponseCache(SqliteResponseStore("never-opened"))
     keys = {
-        cache._key(
+        Keys("mock", {}).key(
             dataclasses.replace(
                 request(), messages=(LLMMessage("system", system), LLMMessage("user", prompt))
-            )
+            ),
+            "",
         )
         for prompt, system in (one, other, ("a", "b::c"), ("a::b", "c"))
     }
@@ -287,7 +293,8 @@ async def test_a_request_that_cannot_be_written_down_is_asked_each_time(shop: Sh
     odd = dataclasses.replace(request(), schema={"enum": {"a", "b"}})
     assert (await client.complete(odd)).content == "one"
     assert (await client.complete(odd)).content == "two"
-    assert not folder.exists()
+    await client.aclose()
+    assert rows(folder) == []
 
 
 async def test_half_a_surrogate_pair_in_a_prompt_is_cached_like_any_text(shop: Shop) -> None:
@@ -394,7 +401,7 @@ async def test_the_oldest_replies_go_when_the_file_is_full(folder: Path) -> None
     limit = 512 * 1024
     store = SqliteResponseStore(folder, max_bytes=limit)
     for number in range(600):
-        store.put(StoredReply(key=number.to_bytes(32), label=f"question {number}", reply="x" * 3000))
+        store.put(kept(number.to_bytes(32), f"question {number}", "x" * 3000))
         if number % 20 == 0:
             assert (await store.stats()).bytes <= limit
     full = await store.stats()
@@ -408,8 +415,8 @@ async def test_the_oldest_replies_go_when_the_file_is_full(folder: Path) -> None
 
 async def test_a_reply_that_would_push_out_a_tenth_of_the_others_is_not_kept(folder: Path) -> None:
     store = SqliteResponseStore(folder, max_bytes=100_000)
-    store.put(StoredReply(key=b"s" * 32, label="small", reply="x" * 1000))
-    store.put(StoredReply(key=b"h" * 32, label="huge", reply="x" * 10_001))
+    store.put(kept(b"s" * 32, "small", "x" * 1000))
+    store.put(kept(b"h" * 32, "huge", "x" * 10_001))
     assert (await store.stats()).entries == 1
     assert store.get(b"h" * 32) is None
     await store.aclose()
@@ -422,11 +429,13 @@ async def test_stats_and_labels_say_what_is_kept_and_clear_forgets_it(shop: Shop
     await client.generate("one")
     await client.generate("two")
     stats = await cache.stats()
-    labels = await store.labels()
+    entries = [entry async for entry in store.entries()]
     assert (stats.entries, stats.path) == (2, str(folder / FILE_NAME))
     assert 0 < stats.bytes <= stats.limit
-    assert [label for _, label in labels] == ["two::None", "one::None"]
-    assert all(when.tzinfo is not None and abs(when.timestamp() - time.time()) < 60 for when, _ in labels)
+    assert [entry.label for entry in entries] == ["two::None", "one::None"]
+    assert [entry.created for entry in reversed(entries)] == [stats.oldest, stats.newest]
+    assert all(abs(entry.created - time.time()) < 60 for entry in entries)
+    assert [entry.label async for entry in store.entries(limit=1)] == ["two::None"]
     assert await cache.clear() == 2
     assert (await cache.stats()).entries == 0
     assert not (await client.generate("one")).cached
@@ -447,7 +456,7 @@ async def test_a_store_without_a_file_counts_nothing_and_closes_twice(folder: Pa
     await store.aclose()
     await store.aclose()
     await store.open()
-    store.put(StoredReply(key=b"k" * 32, label="late", reply="{}"))
+    store.put(kept(b"k" * 32, "late", "{}"))
     assert store.get(b"k" * 32) is None
     assert not folder.exists()
 
@@ -506,7 +515,7 @@ def overwrite(file: Path) -> None:
 async def filled(folder: Path) -> None:
     store = SqliteResponseStore(folder)
     for number in range(20):
-        store.put(StoredReply(key=number.to_bytes(32), label="old", reply="x" * 1000))
+        store.put(kept(number.to_bytes(32), "old", "x" * 1000))
     await store.aclose()
 
 
@@ -517,9 +526,9 @@ async def test_damage_that_shows_when_writing_is_treated_the_same(
     store = SqliteResponseStore(folder)
     await store.open()
     overwrite(folder / FILE_NAME)
-    store.put(StoredReply(key=b"a" * 32, label="lost", reply="{}"))
+    store.put(kept(b"a" * 32, "lost", "{}"))
     assert (await store.stats()).entries == 0  # in the new file
-    store.put(StoredReply(key=b"b" * 32, label="kept", reply="{}"))
+    store.put(kept(b"b" * 32, "kept", "{}"))
     assert (await store.stats()).entries == 1
     await store.aclose()
     assert (folder / f"{FILE_NAME}.damaged-1").exists()
@@ -534,7 +543,7 @@ async def test_a_disk_that_damages_the_file_again_and_again_is_given_up(
     for _ in range(5):
         await store.open()
         for number in range(100, 120):
-            store.put(StoredReply(key=number.to_bytes(32), label="new", reply="x" * 1000))
+            store.put(kept(number.to_bytes(32), "new", "x" * 1000))
         await store.stats()
         with sqlite3.connect(folder / FILE_NAME) as db:
             db.execute("PRAGMA wal_checkpoint")
@@ -621,7 +630,7 @@ async def test_a_kept_row_that_is_not_a_whole_valid_reply_is_a_miss(
     await client.aclose()
     ((key, label, _),) = rows(folder)
     store = SqliteResponseStore(folder)
-    store.put(StoredReply(key=key, label=label, reply=reply))
+    store.put(kept(key, label, reply))
     await store.aclose()
     again = shop.client(REPLY)
     assert not (await again.complete(request())).cached
@@ -792,12 +801,12 @@ async def test_the_memory_before_the_store_is_bounded_and_what_it_lost_is_still_
     folder: Path,
 ) -> None:
     shop = Shop(folder)
-    client = shop.client(lambda _: "x" * 500_000)
+    client = shop.client(lambda _: "x" * 200_000)
     for number in range(8):
         await client.generate(f"Hello {number}")
     cache = cache_of(client)
-    held = sum(len(reply.content) for reply in cache._recent._replies.values())
-    assert held <= 2_000_000
+    held = sum(len(entry.response.content) for entry in cache._recent._entries.values())
+    assert 200_000 <= held <= RECENT_BYTES
     await cache.stats()  # the disk has caught up
     assert (await client.generate("Hello 0")).cached
     await shop.close()

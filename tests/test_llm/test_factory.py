@@ -12,6 +12,7 @@ from llm.events import CallFinished, CallStarted
 from llm.factory import PARALLEL_VARIABLE, _usual_concurrency
 from llm.middleware.breaker import Breaker
 from llm.middleware.cache import ResponseCache
+from llm.middleware.coalesce import Coalesce
 from llm.middleware.limit import Limit
 from llm.middleware.retry import Retry
 from llm.testing import Recorder
@@ -60,7 +61,7 @@ async def test_making_a_client_connects_loads_and_writes_nothing(backend: str, t
 
 async def test_the_wrappers_stand_in_the_order_that_is_drawn(tmp_path: Path) -> None:
     async with get_llm_client(LLMConfig(backend="ollama", cache_dir=str(tmp_path))) as client:
-        assert [type(each) for each in client._middleware] == [ResponseCache, Breaker, Retry, Limit]
+        assert [type(each) for each in client._middleware] == [ResponseCache, Coalesce, Breaker, Retry, Limit]
 
 
 async def test_what_is_switched_off_is_not_in_the_way() -> None:

@@ -384,3 +384,34 @@ async def test_importing_the_backends_loads_no_http_library() -> None:
     )
     out, err = await process.communicate()
     assert json.loads(out) == [], err
+
+
+class ProxyServer(LoopbackServer):
+    """Answers whatever it is asked to fetch, whole or as a stream, and tries to plant a cookie."""
+
+    async def answer(self, request: SeenRequest, writer: asyncio.StreamWriter) -> None:
+        headers = {"Connection": "keep-alive", "Set-Cookie": "track=1; Path=/"}
+        if request.path.endswith("/stream"):
+            writer.write(
+                http_message(200, b'data: {"a": 1}\n\n', headers | {"Content-Type": "text/event-stream"})
+            )
+        else:
+            writer.write(http_message(200, b'{"a": 1}', headers))
+        await writer.drain()
+
+
+async def test_what_is_said_to_others_goes_through_the_proxy_of_the_environment_and_keeps_no_cookie(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with ProxyServer(keep_alive=True) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        exchange = HttpExchange(config("http://box.example", api_key=None))
+        for _ in range(2):
+            assert await exchange.request_json("POST", "http://box.example/whole", body={}) == {"a": 1}
+        assert [v async for v in exchange.stream("POST", "http://box.example/stream", body={})] == [{"a": 1}]
+        paths = ["http://box.example/whole", "http://box.example/whole", "http://box.example/stream"]
+        assert [seen.path for seen in proxy.seen] == paths
+        assert proxy.connections == 1
+        assert not any("cookie" in seen.headers for seen in proxy.seen)
+        assert {seen.headers["user-agent"] for seen in proxy.seen} == {"askfirst"}
+        await exchange.aclose()

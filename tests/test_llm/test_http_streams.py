@@ -336,3 +336,18 @@ async def test_a_stream_that_never_ends_is_cut(behaviour: str) -> None:
 def test_a_stream_is_an_async_generator() -> None:
     stream = HttpExchange(config("http://127.0.0.1:9")).stream("POST", "http://127.0.0.1:9/")
     assert isinstance(stream, AsyncGenerator)
+
+
+async def test_what_came_before_an_error_in_the_same_bytes_is_given_first() -> None:
+    for broken, expected in (
+        (b'data: {"error":"died"}\n\n', errors.ServerError),
+        (b"data: {\n\n", errors.BadReply),
+        (b'data: {"error":"died"}', errors.ServerError),
+    ):
+        async with StreamServer(b'data: {"a":1}\n\n' + broken) as server:
+            exchange = HttpExchange(config(server.url))
+            stream = exchange.stream("POST", server.url, body={})
+            assert await anext(stream) == {"a": 1}
+            with pytest.raises(expected):
+                await anext(stream)
+            await exchange.aclose()

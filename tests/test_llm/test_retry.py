@@ -310,3 +310,16 @@ async def test_no_retries_means_one_request() -> None:
         with pytest.raises(ServerError):
             await client.generate("What grows?")
         assert server.asked == 1
+
+
+async def test_a_call_that_identical_ones_may_share_knows_how_much_time_is_left_too(tmp_path: Any) -> None:
+    first = refusal(503, headers={"Retry-After": "20"})
+    async with MoodyServer(first) as server:
+        config = remote(server, timeout=10).with_values(enable_cache=True, cache_dir=str(tmp_path))
+        async with get_llm_client(config) as client:
+            began = time.monotonic()
+            with pytest.raises(ServerError):
+                await client.generate("What grows?", temperature=0)
+            assert time.monotonic() - began < 10
+            assert (await client.generate("What grows?", temperature=0)).content == "Leeks."
+        assert server.asked == 2

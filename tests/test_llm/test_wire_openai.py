@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 
 from llm.errors import BadReply
 from llm.types import LLMMessage, LLMRequest, LLMResponse, ToolCall
+from llm.wire.gateways import gateway_of
 from llm.wire.openai import chat_body, read_chat, takes
 from llm.wire.takes import Takes
 from tests.support.replay_server import recording
 
+EVERY = ("temperature", "top_p", "seed", "stop", "think")
 REQUEST = LLMRequest(
     messages=(LLMMessage("user", "Name three fruits."),),
     model="gpt-4o-mini",
@@ -207,3 +209,79 @@ def test_whatever_a_server_says_is_an_answer_or_a_bad_reply(choices: Any, usage:
     for payload in ({"choices": choices, "usage": usage}, {"choices": [{"message": choices}]}, choices):
         with suppress(BadReply):  # and nothing else
             read(payload)
+
+
+@pytest.mark.parametrize(
+    ("model", "think", "effort"),
+    [
+        ("gpt-4o", "high", None),
+        ("o3", False, "low"),
+        ("o3", True, "medium"),
+        ("gpt-5-mini", False, "minimal"),
+        ("gpt-5.1", False, "none"),
+        ("gpt-5.1", "high", "high"),
+        ("o1-mini", True, None),
+        ("new-model", False, None),
+        ("new-model", "low", "low"),
+    ],
+)
+def test_how_hard_a_model_thinks_is_said_in_words_that_it_knows(
+    model: str, think: Any, effort: str | None
+) -> None:
+    body = chat_body(replace(REQUEST, model=model, think=think), takes(model, vendor=True))
+    assert body.get("reasoning_effort") == effort
+    assert "chat_template_kwargs" not in body
+
+
+@pytest.mark.parametrize(
+    ("accepted", "dropped"),
+    [
+        (Takes(), []),
+        (Takes(temperature=False, top_p=False, seed=False, stop=False, effort=False), list(EVERY)),
+        (Takes(both=False), ["top_p"]),
+        (Takes(effort=False, switch=True), []),
+        (Takes(effort=False, thinking="budget"), []),
+    ],
+)
+def test_what_is_asked_for_and_cannot_be_sent_is_known(accepted: Takes, dropped: list[str]) -> None:
+    request = replace(REQUEST, temperature=0.5, top_p=0.5, seed=7, stop=("END",), think="low")
+    assert list(accepted.without(request)) == dropped
+
+
+def test_what_nobody_asked_for_is_not_dropped() -> None:
+    nothing = replace(REQUEST, temperature=None, top_p=None, seed=None)
+    assert (
+        list(Takes(temperature=False, top_p=False, seed=False, stop=False, effort=False).without(nothing))
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("complaint", "left_out"),
+    [
+        ("Unsupported parameter: 'reasoning_effort'", {"effort": False, "least": ""}),
+        ("output_config.effort: Extra inputs are not permitted", {"effort": False, "least": ""}),
+        ('"m:1b" does not support thinking', {"effort": False, "least": ""}),
+        ("thinking: Extra inputs are not permitted", {"thinking": ""}),
+        ("Unsupported parameter: 'stop' is not supported with this model.", {"stop": False}),
+        ("Unrecognized request argument supplied: chat_template_kwargs", {"switch": False}),
+        ("`chat_template` is not supported for Mistral tokenizers.", {"switch": False}),
+        ("extra field stream_options is not allowed", {"usage": False}),
+        ("Unknown field random_seed", {"seed": False}),
+        ("output_config: Extra inputs are not permitted", {"schema": False}),
+        ("The server stopped unexpectedly", None),
+    ],
+)
+def test_a_complaint_narrows_what_is_sent(complaint: str, left_out: dict[str, Any] | None) -> None:
+    before = Takes(least="low", switch=True, thinking="adaptive")
+    assert before.after(complaint) == (None if left_out is None else replace(before, **left_out))
+
+
+def test_mistral_has_another_name_for_the_seed() -> None:
+    accepted = gateway_of("api.mistral.ai", private=False).takes
+    body = chat_body(replace(REQUEST, seed=7), accepted)
+    assert body["random_seed"] == 7
+    assert "seed" not in body
+    assert "stream_options" not in chat_body(
+        REQUEST, gateway_of("mistral.ai", private=False).takes, stream=True
+    )
