@@ -23,6 +23,12 @@ from llm.wire.common import clean, no_answer
 _SCRIPT = Path(__file__).parent.parent / "engines" / "mlx_worker.py"
 _INSTALL = "pip install 'askfirst[mlx]'"
 
+_ROWS = 8
+"""Most calls that are answered at once; each has a key-value cache of its own, the others wait in order."""
+
+_PREFIX_BYTES = 256 * 1024 * 1024
+"""Most memory for what the model has read before: system turns, conversations that go on."""
+
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
 _PRIVATE = ("HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
@@ -195,6 +201,8 @@ class MLXBackend(LLMClient):
             "model": _source(config.model),
             "context_length": config.context_length,
             "max_reply_bytes": config.max_reply_bytes,
+            "rows": _ROWS,
+            "prefix_bytes": _PREFIX_BYTES,
             "environ": private,
             "scratch": str(_private_folder(Path(config.cache_dir) / "mlx")),
             "install": _INSTALL,
@@ -216,4 +224,8 @@ def _asked(request: LLMRequest) -> dict[str, Any]:
         "max_tokens": request.max_tokens,
         "seed": request.seed,
         "schema": None if request.schema is None else dict(request.schema),
+        "think": False,
+        "tools": [],
+        "stop": [],
+        "stream": False,
     }

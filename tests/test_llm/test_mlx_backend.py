@@ -21,7 +21,7 @@ import pytest_asyncio
 from llm import LLMConfig, LLMMessage, get_llm_client
 from llm.backends import mlx
 from llm.backends.mlx import MLXBackend, is_local, unavailable_reason
-from llm.engines import mlx_worker
+from llm.engines import mlx_text, mlx_worker
 from llm.errors import BadReply, BadRequest, ConfigurationError, ConnectionFailed, ModelNotFound, ServerError
 from llm.structured import validate
 from tests.support.engines import becomes_true, cpu_seconds, is_gone, requires_mlx
@@ -420,10 +420,10 @@ class TestWithoutAnEngineOrModel:
 class TestWorkerParts:
     def test_a_transcript_names_the_speakers_and_hands_over_to_the_model(self) -> None:
         turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
-        assert mlx_worker.transcript(turns) == "System: Be brief.\n\nUser: Hello\n\nAssistant:"
+        assert mlx_text.transcript(turns) == "System: Be brief.\n\nUser: Hello\n\nAssistant:"
 
     def test_the_system_turn_is_folded_into_the_first_question_and_only_there(self) -> None:
         system, user = {"role": "system", "content": "A"}, {"role": "user", "content": "B"}
-        assert mlx_worker.fold_system([system, user]) == [{"role": "user", "content": "A\n\nB"}]
-        assert mlx_worker.fold_system([user]) == [user]
-        assert mlx_worker.fold_system([system]) == [system]
+        assert mlx_text.fold_system([system, user]) == [{"role": "user", "content": "A\n\nB"}]
+        assert mlx_text.fold_system([user]) == [user]
+        assert mlx_text.fold_system([system]) == [system]

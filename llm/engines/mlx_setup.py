@@ -1,0 +1,76 @@
+"""What has to be in place before mlx is imported, and the import itself."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from llm.engines.mlx_protocol import Message, Refused
+
+_CACHE_BYTES = 256 * 1024 * 1024
+"""Freed buffers that mlx may keep; its default is all the memory there is (mlx-lm issue 1757)."""
+
+_OPENBLAS = ("libopenblas.so.0", "libopenblas.so")
+
+
+@contextmanager
+def open_file_limit_kept() -> Iterator[None]:
+    """`import mlx_lm` sets RLIMIT_NOFILE to (2048, 4096), and fails where the hard limit is lower."""
+    real = resource.setrlimit
+    resource.setrlimit = lambda *_: None
+    try:
+        yield
+    finally:
+        resource.setrlimit = real
+
+
+def preload_openblas() -> None:
+    """Put OpenBLAS before the reference BLAS that mlx-cpu bundles: 14 times as fast, if it is installed."""
+    if sys.platform != "linux":
+        return
+    for name in _OPENBLAS:
+        with suppress(OSError):
+            ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
+            return
+
+
+def prepare_environment(settings: Message) -> None:
+    """Set what the libraries read from the environment, before they are imported."""
+    os.environ.update(settings["environ"])
+    os.environ["TMPDIR"] = settings[
+        "scratch"
+    ]  # else mlx loads libraries from a fixed, guessable place in /tmp
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(max(1, (os.cpu_count() or 1) - 1)))
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+
+def import_engine(install: str) -> tuple[Any, Any]:
+    """mlx.core and mlx_lm.
+
+    Raises:
+        Refused: one of them cannot be imported.
+    """
+    preload_openblas()
+    try:
+        with open_file_limit_kept():
+            mx = importlib.import_module("mlx.core")
+            mlx_lm = importlib.import_module("mlx_lm")
+    except ImportError as error:
+        raise Refused("connection", f"mlx-lm cannot be imported ({error}); {install}") from error
+    mx.set_cache_limit(_CACHE_BYTES)
+    # Raising the wired limit takes macOS kernels down under load (mlx issue 3186). The package's attribute
+    # of that name is a function, so the module is taken from the import system.
+    generate: Any = importlib.import_module("mlx_lm.generate")
+    generate.maybe_set_recommended_wired_limit = lambda: None
+    if mx.default_device() == mx.cpu:
+        mx.disable_compile()  # on the CPU it calls g++, seconds for each new shape, and gains nothing
+    return mx, mlx_lm
