@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llm.engines.mlx_protocol import Cancelled, Message, Refused, first_line
+from llm.engines.mlx_setup import located
 
 _TEXTS = 16
 """Most texts at once; replies that are under way wait meanwhile."""
@@ -32,8 +33,8 @@ class Encoder:
 
     def __init__(self, mx: Any, name: str, way_out: str) -> None:
         self._mx = mx
+        folder = located(name, way_out)
         try:
-            folder = located(name)
             about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             self._heads: int = about["num_attention_heads"]
             self._layers: int = about["num_hidden_layers"]
@@ -46,7 +47,7 @@ class Encoder:
             self._tokenizer.enable_truncation(most)
             self._tokenizer.enable_padding()
             self._first_token = _pools_first_token(folder)
-        except Exception as error:  # not on the hub, no network, damaged, another architecture, ...
+        except Exception as error:  # damaged, another architecture, ...
             text = f"no texts can be embedded with {name} ({first_line(error)}); {way_out}"
             raise Refused("model_not_found", text) from error
 
@@ -143,23 +144,11 @@ class Embedding:
         return not self._left
 
 
-def located(name: str) -> Path:
-    """The folder of a model, downloaded from the hub where that is needed and allowed."""
-    if Path(name).is_dir():
-        return Path(name)
-    hub = importlib.import_module("huggingface_hub")
-    return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*/config.json", "model*.safetensors"]))
-
-
-def is_encoder(name: str) -> bool:
-    """Whether a model, in a folder or on the hub, is a BERT; False too when it cannot be had."""
-    folder = Path(name)
+def is_encoder(folder: Path) -> bool:
+    """Whether the model in a folder is a BERT."""
     try:
-        if not folder.is_dir():
-            hub = importlib.import_module("huggingface_hub")
-            folder = Path(hub.hf_hub_download(name, "config.json")).parent
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except Exception:  # noqa: BLE001 - whatever it was, loading the model will say it better
+    except (OSError, ValueError):  # loading the model will say it better
         return False
     return isinstance(about, dict) and about.get("model_type") == "bert"
 

@@ -6,6 +6,7 @@ import importlib
 import json
 from collections import OrderedDict
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from llm.engines.mlx_prefixes import common_length
@@ -28,18 +29,19 @@ class Model:
     Args:
         mx: mlx.core.
         mlx_lm: the package.
+        folder: where the model is.
         settings: the worker's settings line.
 
     Raises:
         Refused: model or adapter cannot be loaded.
     """
 
-    def __init__(self, mx: Any, mlx_lm: Any, settings: Message) -> None:
+    def __init__(self, mx: Any, mlx_lm: Any, folder: Path, settings: Message) -> None:
         self._mx, self._lm = mx, mlx_lm
         self._context: int = settings["context_length"]
         self._most_bytes: int = settings["max_reply_bytes"]
         self._way_out: str = settings["way_out"]
-        self.network, self._tokenizer = self._load(settings["model"], settings.get("adapter"))
+        self.network, self._tokenizer = self._load(folder, settings)
         self._grammars = Grammars(mx, self._tokenizer, settings["install"])
         self._samplers = Samplers(mx)
         self._starts: OrderedDict[str, list[int]] = OrderedDict()
@@ -137,10 +139,11 @@ class Model:
         tail = self._tokenizer.decode(prompt[-_TAIL_TOKENS:])
         return bool(tail.rfind(self._tokenizer.think_start) > tail.rfind(self._tokenizer.think_end))
 
-    def _load(self, name: str, adapter: str | None) -> tuple[Any, Any]:
+    def _load(self, folder: Path, settings: Message) -> tuple[Any, Any]:
+        name, adapter = settings["model"], settings.get("adapter")
         try:
-            network, tokenizer = self._lm.load(name)
-        except Exception as error:  # not on the hub, no network, no weights, an unknown architecture, ...
+            network, tokenizer = self._lm.load(str(folder))
+        except Exception as error:  # damaged weights, an unknown architecture, ...
             text = f"mlx-lm cannot load {name} ({first_line(error)}); {self._way_out}"
             raise Refused("model_not_found", text) from error
         if adapter is not None:

@@ -9,7 +9,7 @@ from llm.engines.mlx_batch import Batch, Job
 from llm.engines.mlx_bert import Embedding, Encoder, is_encoder
 from llm.engines.mlx_model import Model
 from llm.engines.mlx_protocol import Inbox, Message, Refused, StdinEnded, failure, say
-from llm.engines.mlx_setup import import_engine
+from llm.engines.mlx_setup import import_engine, located
 
 
 class Service:
@@ -64,11 +64,12 @@ class Service:
     def _load(self) -> Message:
         settings = self._settings
         self._mx, mlx_lm = import_engine(settings["install"])
-        if is_encoder(settings["model"]):
-            settings["encoder"] = settings["model"]
+        folder = located(settings["model"], settings["way_out"])
+        if is_encoder(folder):
+            settings["encoder"] = str(folder)
             self._load_encoder()
             return {"text": False, "tools": False, "thinking": False, "vectors": True}
-        model = self._model = Model(self._mx, mlx_lm, settings)
+        model = self._model = Model(self._mx, mlx_lm, folder, settings)
         self._batch = Batch(
             self._mx,
             model.network,

@@ -9,14 +9,18 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
-from llm.engines.mlx_protocol import Message, Refused
+from llm.engines.mlx_protocol import Message, Refused, first_line
 
 _CACHE_BYTES = 256 * 1024 * 1024
 """Freed buffers that mlx may keep; its default is all the memory there is (mlx-lm issue 1757)."""
 
 _OPENBLAS = ("libopenblas.so.0", "libopenblas.so")
+
+_FILES = ["*.json", "*.jinja", "*.txt", "*.tiktoken", "tokenizer.model", "model*.safetensors", "1_Pooling/*"]
+"""What of a model on the hub is wanted; no Python files, because no model's code is run."""
 
 
 @contextmanager
@@ -74,3 +78,19 @@ def import_engine(install: str) -> tuple[Any, Any]:
     if mx.default_device() == mx.cpu:
         mx.disable_compile()  # on the CPU it calls g++, seconds for each new shape, and gains nothing
     return mx, mlx_lm
+
+
+def located(name: str, way_out: str) -> Path:
+    """The folder of a model, downloaded from the hub where that is needed and allowed.
+
+    Raises:
+        Refused: it is not here and cannot be had.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    hub = importlib.import_module("huggingface_hub")
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=_FILES))
+    except Exception as error:  # not on the hub, no network, no room on the disk, ...
+        text = f"mlx-lm cannot load {name} ({first_line(error)}); {way_out}"
+        raise Refused("model_not_found", text) from error
