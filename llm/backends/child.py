@@ -32,6 +32,7 @@ from llm.errors import (
     ConnectionFailed,
     LLMError,
     ModelNotFound,
+    NotSupported,
     ServerError,
 )
 from llm.wire.common import encode
@@ -47,7 +48,8 @@ _ESCAPED = 6
 """JSON may write one byte of text as six (\\u0000)."""
 
 _ERRORS: Mapping[str, type[LLMError]] = {
-    kind.code: kind for kind in (BadReply, BadRequest, ConfigurationError, ConnectionFailed, ModelNotFound)
+    kind.code: kind
+    for kind in (BadReply, BadRequest, ConfigurationError, ConnectionFailed, ModelNotFound, NotSupported)
 }
 
 _PASSED_ON = frozenset(

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from llm.engines.mlx_protocol import Cancelled, Message, Refused, first_line
-from llm.engines.mlx_setup import located
 
 _TEXTS = 16
 """Most texts at once; replies that are under way wait meanwhile."""
@@ -24,16 +23,15 @@ class Encoder:
 
     Args:
         mx: mlx.core.
-        name: folder of the model, or its id on the hub.
-        way_out: how to get it.
+        folder: where the model is.
+        settings: the worker's settings line.
 
     Raises:
         Refused: it cannot be loaded, or is no BERT.
     """
 
-    def __init__(self, mx: Any, name: str, way_out: str) -> None:
+    def __init__(self, mx: Any, folder: Path, settings: Message) -> None:
         self._mx = mx
-        folder = located(name, way_out)
         try:
             about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             self._heads: int = about["num_attention_heads"]
@@ -48,7 +46,7 @@ class Encoder:
             self._tokenizer.enable_padding()
             self._first_token = _pools_first_token(folder)
         except Exception as error:  # damaged, another architecture, ...
-            text = f"no texts can be embedded with {name} ({first_line(error)}); {way_out}"
+            text = f"mlx cannot load {settings['model']} ({first_line(error)}); {settings['way_out']}"
             raise Refused("model_not_found", text) from error
 
     def __call__(self, texts: Sequence[str]) -> tuple[Any, int]:

@@ -50,7 +50,12 @@ class Model:
     def abilities(self) -> Message:
         """What the model can do beyond answering."""
         tokenizer = self._tokenizer
-        return {"tools": bool(tokenizer.has_tool_calling), "thinking": bool(tokenizer.has_thinking)}
+        return {
+            "chat": True,
+            "tools": bool(tokenizer.has_tool_calling),
+            "thinking": bool(tokenizer.has_thinking),
+            "embedding": False,
+        }
 
     @property
     def stop_tokens(self) -> list[list[int]]:

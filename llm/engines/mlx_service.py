@@ -1,112 +1,58 @@
-"""Answers requests one step at a time: replies in one batch, vectors a few texts at a time between them."""
+"""Answers requests one step at a time: replies in one batch, or vectors a few texts at a time."""
 
 from __future__ import annotations
 
 from collections import deque
+from pathlib import Path
 from typing import Any, TextIO
 
 from llm.engines.mlx_batch import Batch, Job
 from llm.engines.mlx_bert import Embedding, Encoder, is_encoder
 from llm.engines.mlx_model import Model
 from llm.engines.mlx_protocol import Inbox, Message, Refused, StdinEnded, failure, say
-from llm.engines.mlx_setup import import_engine, located
+from llm.engines.mlx_setup import import_mlx, import_mlx_lm, located
 
 
-class Service:
-    """A worker's life: load, then answer until stdin ends.
+class Chat:
+    """Answers conversations with one model.
 
     Args:
-        wire: to the parent.
-        inbox: from the parent.
+        mx: mlx.core.
+        folder: where the model is.
+        settings: the worker's settings line.
+        inbox: knows which requests are still wanted.
     """
 
-    def __init__(self, wire: TextIO, inbox: Inbox) -> None:
-        self._wire = wire
-        self._inbox = inbox
-        self._settings: Message = {}
-        self._mx: Any = None
-        self._model: Model | None = None
-        self._batch: Batch | None = None
-        self._encoder: Encoder | None = None
-        self._embeddings: deque[Embedding] = deque()
-
-    def run(self, settings: Message) -> int:
-        """Load the model and answer until stdin ends; the exit status."""
-        self._settings = settings
-        try:
-            abilities = self._load()
-        except Exception as error:  # noqa: BLE001 - the parent is told whatever it was
-            say(self._wire, [{"error": failure(error)}])
-            return 1
-        say(self._wire, [{"ready": abilities}])
-        try:
-            while True:
-                self._turn()
-        except StdinEnded:
-            return 0
-
-    def _turn(self) -> None:
-        """Take what came, go one step on with everything, and say what is to be told."""
-        said: list[Message] = []
-        for request in self._inbox.take(wait=self._is_idle()):
-            said += self._accept(request)
-        if self._batch is not None:
-            said += self._batch.advance()
-        said += self._embed()
-        for message in said:
-            if "done" in message:
-                self._inbox.forget(message["id"])
-        say(self._wire, said)
-
-    def _is_idle(self) -> bool:
-        return not self._embeddings and (self._batch is None or self._batch.idle)
-
-    def _load(self) -> Message:
-        settings = self._settings
-        self._mx, mlx_lm = import_engine(settings["install"])
-        folder = located(settings["model"], settings["way_out"])
-        if is_encoder(folder):
-            settings["encoder"] = str(folder)
-            self._load_encoder()
-            return {"text": False, "tools": False, "thinking": False, "vectors": True}
-        model = self._model = Model(self._mx, mlx_lm, folder, settings)
+    def __init__(self, mx: Any, folder: Path, settings: Message, inbox: Inbox) -> None:
+        model = self._model = Model(mx, import_mlx_lm(settings["install"]), folder, settings)
+        self.abilities = model.abilities
         self._batch = Batch(
-            self._mx,
+            mx,
             model.network,
             stop_tokens=model.stop_tokens,
             rows=settings["rows"],
             prefix_bytes=settings["prefix_bytes"],
-            check=self._inbox.check,
+            check=inbox.check,
         )
-        return {"text": True, **model.abilities, "vectors": bool(settings.get("encoder"))}
 
-    def _load_encoder(self) -> Encoder:
-        """The encoder, loaded when vectors are first asked for."""
-        name = self._settings.get("encoder")
-        if not name:
-            raise Refused("not_supported", f"{self._settings['model']} makes no vectors; use a BERT encoder")
-        if self._encoder is None:
-            self._encoder = Encoder(self._mx, name, self._settings["way_out"])
-        return self._encoder
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return self._batch.idle
 
-    def _accept(self, request: Message) -> list[Message]:
-        """Take a request in; what is to be told if it cannot be served."""
-        try:
-            if "embed" in request:
-                self._load_encoder()
-                self._embeddings.append(Embedding(request["id"], request["embed"]))
-            else:
-                self._line_up(request)
-        except Exception as error:  # noqa: BLE001 - the parent is told whatever it was
-            return [{"id": request["id"], "error": failure(error), "done": True}]
-        return []
+    def accept(self, request: Message) -> None:
+        """Take a request in.
 
-    def _line_up(self, request: Message) -> None:
-        model, batch = self._model, self._batch
-        if model is None or batch is None:
-            raise Refused("not_supported", f"{self._settings['model']} only makes vectors; use a chat model")
+        Raises:
+            Refused: it cannot be served.
+        """
+        if "embed" in request:
+            raise Refused(
+                "not_supported", "this model makes no vectors; set LLM_EMBED_MODEL to one that does"
+            )
+        model = self._model
         prompt = model.prompt(request)
-        batch.add(
+        self._batch.add(
             Job(
                 number=request["id"],
                 prompt=prompt,
@@ -115,20 +61,94 @@ class Service:
                 sampler=model.sampler(request),
                 mask=model.mask(request),
                 reply=model.reply(prompt, request),
-                lasting=bool(request["tools"])
-                or any(turn["role"] == "assistant" for turn in request["messages"]),
+                lasting=goes_on(request),
             )
         )
 
-    def _embed(self) -> list[Message]:
-        if not self._embeddings or self._encoder is None:
+    def advance(self) -> list[Message]:
+        """Go one step on; what is to be told."""
+        return self._batch.advance()
+
+
+class Vectors:
+    """Turns texts into vectors with one encoder.
+
+    Args:
+        mx: mlx.core.
+        folder: where the encoder is.
+        settings: the worker's settings line.
+        inbox: knows which requests are still wanted.
+    """
+
+    def __init__(self, mx: Any, folder: Path, settings: Message, inbox: Inbox) -> None:
+        self.abilities: Message = {"chat": False, "tools": False, "thinking": False, "embedding": True}
+        self._encoder = Encoder(mx, folder, settings)
+        self._check = inbox.check
+        self._line: deque[Embedding] = deque()
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to do."""
+        return not self._line
+
+    def accept(self, request: Message) -> None:
+        """Take a request in.
+
+        Raises:
+            Refused: it cannot be served.
+        """
+        if "embed" not in request:
+            raise Refused("not_supported", "this model only makes vectors; set LLM_MODEL to one that answers")
+        self._line.append(Embedding(request["id"], request["embed"]))
+
+    def advance(self) -> list[Message]:
+        """Go one step on; what is to be told."""
+        if not self._line:
             return []
-        embedding = self._embeddings[0]
+        embedding = self._line[0]
         try:
-            said = embedding.advance(self._encoder, self._inbox.check)
+            said = embedding.advance(self._encoder, self._check)
         except Exception as error:  # noqa: BLE001 - the parent is told whatever it was
-            self._embeddings.popleft()
+            self._line.popleft()
             return [{"id": embedding.number, "error": failure(error), "done": True}]
         if embedding.finished:
-            self._embeddings.popleft()
+            self._line.popleft()
         return said
+
+
+def run(wire: TextIO, inbox: Inbox, settings: Message) -> int:
+    """Load the model and answer until stdin ends; the exit status."""
+    try:
+        mx = import_mlx(settings["install"])
+        folder = located(settings["model"], settings["way_out"])
+        kind = Vectors if is_encoder(folder) else Chat
+        service: Chat | Vectors = kind(mx, folder, settings, inbox)
+    except Exception as error:  # noqa: BLE001 - the parent is told whatever it was
+        say(wire, [{"error": failure(error)}])
+        return 1
+    say(wire, [{"ready": service.abilities}])
+    try:
+        while True:
+            _turn(wire, inbox, service)
+    except StdinEnded:
+        return 0
+
+
+def _turn(wire: TextIO, inbox: Inbox, service: Chat | Vectors) -> None:
+    """Take what came, go one step on with everything, and say what is to be told."""
+    said: list[Message] = []
+    for request in inbox.take(wait=service.idle):
+        try:
+            service.accept(request)
+        except Exception as error:  # noqa: BLE001 - the parent is told whatever it was
+            said.append({"id": request["id"], "error": failure(error), "done": True})
+    said += service.advance()
+    for message in said:
+        if "done" in message:
+            inbox.forget(message["id"])
+    say(wire, said)
+
+
+def goes_on(request: Message) -> bool:
+    """Whether a later request is likely to begin with this one and its reply."""
+    return bool(request["tools"]) or any(turn["role"] == "assistant" for turn in request["messages"])

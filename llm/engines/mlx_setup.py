@@ -57,27 +57,40 @@ def prepare_environment(settings: Message) -> None:
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 
-def import_engine(install: str) -> tuple[Any, Any]:
-    """mlx.core and mlx_lm.
+def import_mlx(install: str) -> Any:
+    """mlx.core, with bounds on what it keeps.
 
     Raises:
-        Refused: one of them cannot be imported.
+        Refused: it cannot be imported.
     """
     preload_openblas()
-    try:
-        with open_file_limit_kept():
-            mx = importlib.import_module("mlx.core")
-            mlx_lm = importlib.import_module("mlx_lm")
-    except ImportError as error:
-        raise Refused("connection", f"mlx-lm cannot be imported ({error}); {install}") from error
+    mx = _imported("mlx.core", install)
     mx.set_cache_limit(_CACHE_BYTES)
+    if mx.default_device() == mx.cpu:
+        mx.disable_compile()  # on the CPU it calls g++, seconds for each new shape, and gains nothing
+    return mx
+
+
+def import_mlx_lm(install: str) -> Any:
+    """mlx_lm, without the limits that it sets.
+
+    Raises:
+        Refused: it cannot be imported.
+    """
+    with open_file_limit_kept():
+        mlx_lm = _imported("mlx_lm", install)
     # Raising the wired limit takes macOS kernels down under load (mlx issue 3186). The package's attribute
     # of that name is a function, so the module is taken from the import system.
     generate: Any = importlib.import_module("mlx_lm.generate")
     generate.maybe_set_recommended_wired_limit = lambda: None
-    if mx.default_device() == mx.cpu:
-        mx.disable_compile()  # on the CPU it calls g++, seconds for each new shape, and gains nothing
-    return mx, mlx_lm
+    return mlx_lm
+
+
+def _imported(name: str, install: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise Refused("connection", f"mlx-lm cannot be imported ({error}); {install}") from error
 
 
 def located(name: str, way_out: str) -> Path:

@@ -19,8 +19,9 @@ import pytest
 import pytest_asyncio
 
 from llm import LLMConfig, LLMMessage, get_llm_client
-from llm.backends import mlx
-from llm.backends.mlx import MLXBackend, is_local, unavailable_reason
+from llm.backends import mlx_files
+from llm.backends.mlx import MLXBackend
+from llm.backends.mlx_files import is_local, unavailable_reason
 from llm.engines import mlx_text, mlx_worker
 from llm.errors import BadReply, BadRequest, ConfigurationError, ConnectionFailed, ModelNotFound, ServerError
 from llm.structured import validate
@@ -413,8 +414,8 @@ class TestWithoutAnEngineOrModel:
     ) -> None:
         monkeypatch.setenv("HF_TOKEN", "token-of-the-hub")
         monkeypatch.setenv("https_proxy", "http://me:password@proxy:8080")
-        assert mlx._private_environment()["HF_TOKEN"] == "token-of-the-hub"
-        assert mlx._private_environment()["https_proxy"] == "http://me:password@proxy:8080"
+        assert mlx_files.private_environment()["HF_TOKEN"] == "token-of-the-hub"
+        assert mlx_files.private_environment()["https_proxy"] == "http://me:password@proxy:8080"
 
 
 class TestWorkerParts:
