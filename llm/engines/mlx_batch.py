@@ -61,8 +61,13 @@ class Job:
 
     @property
     def stop(self) -> int:
-        """Up to where the prompt is read next: the end of what is shared, or its end."""
-        return self.shared if self.read < self.shared else len(self.prompt)
+        """Up to where the prompt is read next: the end of what is shared, or its last token but one."""
+        return self.shared if self.read < self.shared else len(self.prompt) - 1
+
+    @property
+    def left(self) -> int:
+        """Tokens of the prompt that are still to be read."""
+        return len(self.prompt) - self.read
 
     def take(self, token: int, finish: str | None) -> str | None:
         """Take one more token; why the reply ends with it, None when it goes on.
@@ -167,26 +172,34 @@ class Batch:
             del self._answering[uid]
 
     def _read(self) -> None:
-        """Let requests in and read their prompts, one piece altogether."""
+        """Let requests in and read of their prompts as much as one piece."""
         while self._waiting and len(self._reading) + len(self._answering) < self._rows:
             self._reading.append(self._waiting.popleft())
-        handed = widest = 0
-        while self._reading:
-            job = self._reading[0]
+        ends = self._ends()
+        if len(ends) > 1 or (ends and ends[0].left == 1):
+            for job in ends:
+                self._hand_over(job)
+                self._reading.popleft()
+        elif self._reading:
+            self._read_piece(self._reading[0])
+
+    def _ends(self) -> list[Job]:
+        """The requests at the head of the line whose last bits of prompt can be read together.
+
+        The engine does that in one go, each as wide as the widest. Nobody can be let go in the midst of it,
+        so one alone is better read by ourselves.
+        """
+        most = self._piece if self._answering else _PIECES[1]
+        ends: list[Job] = []
+        widest = 0
+        for job in self._reading:
             if job.cached < 0:
                 self._begin(job)
-            left = len(job.prompt) - job.read
-            if job.stop < len(job.prompt) or left > self._piece:
-                if not handed:
-                    self._read_piece(job)
-                return
-            # The engine reads the ends of several prompts at once, each as wide as the widest.
-            widest = max(widest, left)
-            if handed and (handed + 1) * widest > self._piece:
-                return
-            handed += 1
-            self._hand_over(job)
-            self._reading.popleft()
+            widest = max(widest, job.left)
+            if job.stop < len(job.prompt) - 1 or (len(ends) + 1) * widest > most:
+                break
+            ends.append(job)
+        return ends
 
     def _begin(self, job: Job) -> None:
         """Find what is known of the prompt already, and what others are waiting for it to be known."""
@@ -203,7 +216,8 @@ class Batch:
         begun = time.perf_counter()
         size = min(job.stop - job.read, self._piece)
         mx = self._mx
-        self._network(mx.array(job.prompt[job.read : job.read + size])[None], cache=job.cache)
+        tokens = mx.array(job.prompt[job.read : job.read + size])[None]
+        self._network(tokens, cache=job.cache)
         stride = -(-len(job.cache) // _LOOKS)
         for first in range(0, len(job.cache), stride):  # nothing was computed yet: now layer after layer
             mx.eval([layer.state for layer in job.cache[first : first + stride]])

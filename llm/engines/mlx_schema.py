@@ -85,6 +85,7 @@ class SchemaMask:
 
     def __init__(self, mx: Any, matcher: Any, in_numpy: Any, vocabulary: Any) -> None:
         self._mx = mx
+        self._numpy: Any = importlib.import_module("numpy")
         self._matcher = matcher
         self._fill = in_numpy.fill_next_token_bitmask
         self._mask = in_numpy.allocate_token_bitmask(1, vocabulary.vocab_size)
@@ -114,8 +115,5 @@ class SchemaMask:
 
     def _unpacked(self, size: int) -> Any:
         """The bit mask as one boolean for each logit; a model may have more logits than tokens."""
-        mx = self._mx
-        words = mx.array(self._mask[0].view("uint32"))
-        bits = ((words[:, None] >> mx.arange(32, dtype=mx.uint32)) & 1).reshape(-1).astype(mx.bool_)
-        missing = size - bits.shape[0]
-        return bits[:size] if missing <= 0 else mx.concatenate([bits, mx.zeros(missing, dtype=mx.bool_)])
+        bits = self._numpy.unpackbits(self._mask[0].view("uint8"), count=size, bitorder="little")
+        return self._mx.array(bits.view("bool"))
