@@ -124,7 +124,7 @@ class Batch:
         self._check = check
         self._engine: Any = importlib.import_module("mlx_lm.generate")
         self._caches: Any = importlib.import_module("mlx_lm.models.cache")
-        self._prefixes = Prefixes(prefix_bytes)
+        self._prefixes = Prefixes(mx, prefix_bytes)
         self._piece = _PIECES[0]
         self._waiting: deque[Job] = deque()
         self._reading: deque[Job] = deque()

@@ -23,10 +23,12 @@ class Prefixes:
     """Least recently used out first.
 
     Args:
+        mx: mlx.core.
         most_bytes: of all caches together; a single larger one is not kept.
     """
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, mx: Any, most_bytes: int) -> None:
+        self._mx = mx
         self._most = most_bytes
         self._entries: list[_Entry] = []  # the one used last is last
         self._tools: Any = importlib.import_module("mlx_lm.models.cache")
@@ -63,8 +65,10 @@ class Prefixes:
         size = sum(layer.nbytes for layer in cache)
         if size > self._most or len(known) < _LEAST:
             return
+        kept = copy.deepcopy(cache)
+        self._mx.eval([layer.state for layer in kept])  # else it holds on to what it was taken from
         self._entries = [entry for entry in self._entries if entry.tokens != known]
-        self._entries.append(_Entry(known, copy.deepcopy(cache), size))
+        self._entries.append(_Entry(known, kept, size))
         while self.size > self._most:
             del self._entries[0]
 
