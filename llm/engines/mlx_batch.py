@@ -18,6 +18,7 @@ from typing import Any
 from llm.engines.mlx_prefixes import Prefixes, common_length
 from llm.engines.mlx_protocol import Cancelled, Message, Refused, failure
 from llm.engines.mlx_reply import Reply
+from llm.engines.mlx_single import OneByOne
 
 _PIECES = (64, 256)
 """Fewest and most prompt tokens that are read at once, while the other replies wait for their next token."""
@@ -287,6 +288,8 @@ class Batch:
         return [{"id": job.number, "error": failure(error), "done": True} for job in lost]
 
     def _new_generator(self) -> Any:
+        if not all(hasattr(cache, "merge") for cache in self._caches.make_prompt_cache(self._network)):
+            return OneByOne(self._mx, self._network, stop_tokens=self._stop_tokens)
         return self._engine.BatchGenerator(
             self._network,
             stop_tokens=self._stop_tokens,
