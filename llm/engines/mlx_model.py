@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from llm.engines.mlx_prefixes import common_length
 from llm.engines.mlx_protocol import Message, Refused, first_line
 from llm.engines.mlx_reply import Form, Reply
 from llm.engines.mlx_sample import Samplers
-from llm.engines.mlx_schema import Grammars
+from llm.engines.mlx_schema import NOWHERE, Grammars
 from llm.engines.mlx_text import ENDED, TEXT, THINKING, TOOL, fold_system, transcript
 
 _PROBES = ("a", "0")
@@ -106,20 +107,34 @@ class Model:
             temperature=request["temperature"], top_p=request["top_p"], seed=request["seed"]
         )
 
-    def mask(self, request: Message) -> Any:
+    def mask(self, prompt: list[int], request: Message) -> Any:
         """What holds the reply to the request's schema, None without one.
 
         Raises:
-            Refused: the schema cannot be followed.
+            Refused: the schema cannot be followed, or not beside tools.
         """
-        return None if request["schema"] is None else self._grammars.mask(request["schema"])
+        if request["schema"] is None:
+            return None
+        tokenizer = self._tokenizer
+        detours, inside = {}, NOWHERE
+        if request["tools"]:
+            start = _single(tokenizer.tool_call_start_tokens)
+            if start is None:
+                raise Refused("not_supported", "this model takes tools or a schema, but not both in one call")
+            detours[start] = NOWHERE
+        if request["think"] and tokenizer.has_thinking:
+            start, end = _single(tokenizer.think_start_tokens), _single(tokenizer.think_end_tokens)
+            if start is not None and end is not None:
+                detours[start] = end
+                inside = end if self._thinks_already(prompt) else NOWHERE
+        return self._grammars.mask(request["schema"], detours, inside)
 
     def reply(self, prompt: list[int], request: Message) -> Reply:
         """An empty reply to the request."""
         tokenizer = self._tokenizer
         markers: dict[str, dict[str, str]] = {TEXT: dict.fromkeys(request["stop"], ENDED)}
         kind, read_call = TEXT, None
-        if tokenizer.has_thinking and request["schema"] is None:
+        if tokenizer.has_thinking and (request["think"] or request["schema"] is None):
             markers[TEXT][tokenizer.think_start] = THINKING
             markers[THINKING] = {tokenizer.think_end: TEXT}
             kind = THINKING if self._thinks_already(prompt) else TEXT
@@ -183,3 +198,8 @@ class Model:
                     )
                 )
         raise Refused("bad_request", "the model's chat template does not take this order of turns")
+
+
+def _single(tokens: Sequence[int] | None) -> int | None:
+    """The one token that a marker is, None if it is several."""
+    return tokens[0] if tokens is not None and len(tokens) == 1 else None

@@ -59,7 +59,7 @@ class Chat:
                 shared=model.start(prompt, request),
                 most=model.room(prompt, request),
                 sampler=model.sampler(request),
-                mask=model.mask(request),
+                mask=model.mask(prompt, request),
                 reply=model.reply(prompt, request),
                 lasting=goes_on(request),
             )

@@ -15,6 +15,7 @@ import pytest
 import pytest_asyncio
 
 from llm import LLMConfig, LLMMessage
+from llm.backends import mlx
 from llm.backends.mlx import MLXBackend
 from llm.backends.mlx_files import unavailable_reason
 from llm.errors import BadReply, BadRequest, ModelNotFound, NotSupported, ServerError
@@ -43,7 +44,10 @@ WATER = Tool("water", "Waters a bed.", {"type": "object", "properties": {"litres
 SCHEMAS: list[dict[str, Any]] = [
     {
         "type": "object",
-        "properties": {"action": {"enum": ["wait", "notify"]}, "priority": {"type": "integer", "maximum": 9}},
+        "properties": {
+            "action": {"enum": ["wait", "notify"]},
+            "priority": {"type": "integer", "minimum": 1, "maximum": 9},
+        },
         "required": ["action", "priority"],
         "additionalProperties": False,
     },
@@ -285,6 +289,16 @@ class TestTexts:
         assert response.thinking_tokens == 3  # with the one that ends it
         assert [type(chunk) for chunk in chunks] == [ThinkingChunk, ThinkingChunk, TextChunk]
 
+    async def test_a_model_may_think_before_an_answer_that_is_held_to_a_schema(self, folder: Path) -> None:
+        model = make_tiny_model(folder / "held", says=("<think>", "Let me see.", "</think>", "free text"))
+        async with MLXBackend(config(model, folder, max_tokens=200)) as backend:
+            thought = await backend.generate("Is it?", schema=SCHEMAS[0], think=True)
+            plain = await backend.generate("Is it?", schema=SCHEMAS[0])
+        assert thought.thinking == "Let me see."
+        assert validate(SCHEMAS[0], thought.content)
+        assert plain.thinking == ""
+        assert validate(SCHEMAS[0], plain.content)
+
     async def test_a_template_that_opens_the_thinking_itself_is_understood(self, folder: Path) -> None:
         opened = "{{ '<|im_start|>assistant\n<think>' }}"
         model = make_tiny_model(
@@ -333,6 +347,23 @@ class TestTools:
             plain = await backend.generate("It is dry.")
             assert (plain.tool_calls, self.CALL in plain.content) == ((), True)
             assert (await backend.capabilities()).tools
+
+    async def test_a_model_may_ask_for_a_tool_instead_of_the_answer_that_a_schema_wants(
+        self, folder: Path
+    ) -> None:
+        asking = make_tiny_model(
+            folder / "asking", template=WITH_TOOLS, says=("<tool_call>", self.CALL, "</tool_call>")
+        )
+        answering = make_tiny_model(
+            folder / "answering", template=WITH_TOOLS, says=("free text", "<tool_call>")
+        )
+        async with MLXBackend(config(asking, folder, max_tokens=200)) as backend:
+            response = await backend.generate("It is dry.", tools=[WATER], schema=SCHEMAS[0])
+        assert [call.name for call in response.tool_calls] == ["water"]
+        async with MLXBackend(config(answering, folder, max_tokens=200)) as backend:
+            response = await backend.generate("It is dry.", tools=[WATER], schema=SCHEMAS[0])
+        assert "free text" not in response.content
+        assert response.tool_calls or validate(SCHEMAS[0], response.content)
 
     async def test_a_tool_call_that_cannot_be_read_is_a_bad_reply(self, folder: Path) -> None:
         says = ("<tool_call>", '{"name": "water", ', "</tool_call>")
@@ -397,6 +428,19 @@ class TestAdapters:
 
 
 class TestLife:
+    async def test_what_was_read_before_is_forgotten_when_it_would_take_too_much_memory(
+        self, tiny: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(mlx, "_PREFIX_BYTES", 300_000)  # one system turn of this model, not two
+        other = SYSTEM.replace("garden", "bridge")
+        async with MLXBackend(config(tiny, folder, max_tokens=2)) as backend:
+            read = [
+                (await backend.generate("Go.", text)).cached_tokens
+                for text in (SYSTEM, SYSTEM, other, SYSTEM)
+            ]
+        assert read[1] > 200
+        assert [tokens > 50 for tokens in read] == [False, True, False, False]
+
     async def test_an_idle_engine_ends_and_the_next_call_gets_a_new_one(
         self, tiny: Path, folder: Path
     ) -> None:
