@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llm.engines.mlx_prefixes import Prefixes, common_length
-from llm.engines.mlx_protocol import Cancelled, Message, Refused, failure
+from llm.engines.mlx_protocol import Message, Refused, failure
 from llm.engines.mlx_reply import Reply
 from llm.engines.mlx_single import OneByOne
 
@@ -105,7 +105,7 @@ class Batch:
         stop_tokens: the tokens that end a reply.
         rows: most requests at once; each has a key-value cache of its own.
         prefix_bytes: most memory for beginnings of prompts.
-        check: raises `Cancelled` when nobody waits for that request any more.
+        wanted: whether somebody still waits for that request.
     """
 
     def __init__(
@@ -116,13 +116,13 @@ class Batch:
         stop_tokens: list[list[int]],
         rows: int,
         prefix_bytes: int,
-        check: Callable[[int], None],
+        wanted: Callable[[int], bool],
     ) -> None:
         self._mx = mx
         self._network = network
         self._stop_tokens = stop_tokens
         self._rows = rows
-        self._check = check
+        self._wanted = wanted
         self._engine: Any = importlib.import_module("mlx_lm.generate")
         self._caches: Any = importlib.import_module("mlx_lm.models.cache")
         self._prefixes = Prefixes(mx, prefix_bytes)
@@ -154,17 +154,10 @@ class Batch:
 
     def _drop_unwanted(self) -> None:
         for line in (self._waiting, self._reading):
-            for job in [job for job in line if not self._is_wanted(job)]:
+            for job in [job for job in line if not self._wanted(job.number)]:
                 line.remove(job)
-        gone = [uid for uid, job in self._answering.items() if not self._is_wanted(job)]
+        gone = [uid for uid, job in self._answering.items() if not self._wanted(job.number)]
         self._remove(gone)
-
-    def _is_wanted(self, job: Job) -> bool:
-        try:
-            self._check(job.number)
-        except Cancelled:
-            return False
-        return True
 
     def _remove(self, uids: list[int]) -> None:
         if uids:
@@ -207,10 +200,10 @@ class Batch:
         cache, job.cached = self._prefixes.fetch(job.prompt)
         job.cache = cache if cache is not None else self._caches.make_prompt_cache(self._network)
         job.read = job.cached
-        others = [*self._reading, *self._waiting]
-        common = max(
-            (common_length(job.prompt, other.prompt) for other in others if other is not job), default=0
-        )
+        common = 0
+        if self._caches.can_trim_prompt_cache(job.cache):  # else only whole kept beginnings are of use
+            others = (other for other in (*self._reading, *self._waiting) if other is not job)
+            common = max((common_length(job.prompt, other.prompt) for other in others), default=0)
         job.shared = min(max(job.shared, common), len(job.prompt) - 1)
 
     def _read_piece(self, job: Job) -> None:
@@ -222,7 +215,7 @@ class Batch:
         stride = -(-len(job.cache) // _LOOKS)
         for first in range(0, len(job.cache), stride):  # nothing was computed yet: now layer after layer
             mx.eval([layer.state for layer in job.cache[first : first + stride]])
-            if not self._is_wanted(job):
+            if not self._wanted(job.number):
                 self._reading.remove(job)
                 return
         job.read += size
@@ -259,15 +252,15 @@ class Batch:
             job = self._answering[step.uid]
             try:
                 finish = job.take(step.token, step.finish_reason)
-            except Refused as refusal:
-                said.append({"id": job.number, "error": failure(refusal), "done": True})
+            except Exception as error:  # noqa: BLE001 - of this row alone
+                said.append({"id": job.number, "error": failure(error), "done": True})
                 self._leave(step)
                 continue
             said += [{"id": job.number, **news} for news in job.reply.news()]
             if finish is not None:
                 said.append(job.whole(finish))
-                self._remember(job, step)
                 self._leave(step)
+                self._remember(job, step)
 
     def _leave(self, step: Any) -> None:
         if step.finish_reason is None:

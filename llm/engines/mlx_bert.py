@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm.engines.mlx_protocol import Cancelled, Message, Refused, first_line
+from llm.engines.mlx_protocol import Message, Refused, first_line
 
 _TEXTS = 16
 """Most texts at once; replies that are under way wait meanwhile."""
@@ -119,19 +119,15 @@ class Embedding:
         self._left = sorted(range(len(texts)), key=lambda place: len(texts[place]))
         self._tokens = 0
 
-    def advance(self, encoder: Encoder, check: Callable[[int], None]) -> list[Message]:
+    def advance(self, encoder: Encoder, wanted: Callable[[int], bool]) -> list[Message]:
         """Embed the next few texts and say what is to be told; nothing when nobody waits any more."""
-        places, self._left = self._left[:_TEXTS], self._left[_TEXTS:]
-        said: list[Message] = []
-        try:
-            check(self.number)
-            if places:
-                matrix, tokens = encoder([self._texts[place] for place in places])
-                self._tokens += tokens
-                said.append({"id": self.number, "places": places, "vectors": _packed(matrix)})
-        except Cancelled:
+        if not wanted(self.number):
             self._left = []
             return []
+        places, self._left = self._left[:_TEXTS], self._left[_TEXTS:]
+        matrix, tokens = encoder([self._texts[place] for place in places])
+        self._tokens += tokens
+        said: list[Message] = [{"id": self.number, "places": places, "vectors": _packed(matrix)}]
         if not self._left:
             said.append({"id": self.number, "done": True, "prompt_tokens": self._tokens})
         return said

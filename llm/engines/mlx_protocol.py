@@ -25,10 +25,6 @@ class Refused(Exception):
         self.code = code
 
 
-class Cancelled(Exception):
-    """Nobody waits for this request any more."""
-
-
 class StdinEnded(Exception):
     """The parent closed our stdin or died."""
 
@@ -90,11 +86,6 @@ class Inbox:
     def wanted(self, number: int) -> bool:
         """Whether somebody still waits for request `number`."""
         return number in self._wanted
-
-    def check(self, number: int) -> None:
-        """Raise Cancelled if nobody waits for request `number` any more."""
-        if number not in self._wanted:
-            raise Cancelled
 
     def forget(self, number: int) -> None:
         """Request `number` is done with."""

@@ -32,7 +32,7 @@ class Chat:
             stop_tokens=model.stop_tokens,
             rows=settings["rows"],
             prefix_bytes=settings["prefix_bytes"],
-            check=inbox.check,
+            wanted=inbox.wanted,
         )
 
     @property
@@ -83,7 +83,7 @@ class Vectors:
     def __init__(self, mx: Any, folder: Path, settings: Message, inbox: Inbox) -> None:
         self.abilities: Message = {"chat": False, "tools": False, "thinking": False, "embedding": True}
         self._encoder = Encoder(mx, folder, settings)
-        self._check = inbox.check
+        self._wanted = inbox.wanted
         self._line: deque[Embedding] = deque()
 
     @property
@@ -107,7 +107,7 @@ class Vectors:
             return []
         embedding = self._line[0]
         try:
-            said = embedding.advance(self._encoder, self._check)
+            said = embedding.advance(self._encoder, self._wanted)
         except Exception as error:  # noqa: BLE001 - the parent is told whatever it was
             self._line.popleft()
             return [{"id": embedding.number, "error": failure(error), "done": True}]

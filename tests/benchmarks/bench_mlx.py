@@ -125,8 +125,8 @@ async def test_agents_that_share_a_prefix_get_their_answers_for_a_fraction(
     assert ratio >= 4
 
 
-async def one_stream(backend: MLXBackend, turns: list[LLMMessage]) -> StreamEnd:
-    async for chunk in backend.stream_chat(turns, max_tokens=TOKENS):
+async def one_stream(backend: MLXBackend, turns: list[LLMMessage], tokens: int = TOKENS) -> StreamEnd:
+    async for chunk in backend.stream_chat(turns, max_tokens=tokens):
         if isinstance(chunk, StreamEnd):
             return chunk
     raise AssertionError("a stream ends with its end")
@@ -166,6 +166,24 @@ async def test_every_reply_fits_its_schema_with_random_weights(tmp_path: Path) -
     print(f"\nRandom weights, temperature 1: {fits} of {replies} replies fit the schema, in {seconds:.0f} s")
     print(f"  without the schema: {free.content[:60]!r}")
     assert fits == replies
+
+
+async def test_a_streamed_token_costs_the_caller_little(tmp_path: Path) -> None:
+    async with engine(make_tiny_model(tmp_path / "tiny"), tmp_path, temperature=1.0, top_p=1.0) as backend:
+        spent, tokens = 0.0, 0
+        for _ in range(3):
+            before = time.process_time()
+            ends = await asyncio.gather(*(one_stream(backend, turns[1:], 400) for turns in conversations()))
+            spent += time.process_time() - before
+            tokens += sum(end.response.completion_tokens for end in ends)
+    line = json.dumps({"id": 7, "text": " token"}) + "\n"
+    before = time.process_time()
+    for _ in range(10_000):
+        json.loads(line)
+    floor = (time.process_time() - before) / 10_000 * 1e6
+    print(f"\nOne streamed token costs the caller {spent / tokens * 1e6:.0f} us CPU of {tokens}, over all of")
+    print(f"  pipe, JSON, chunk and client; json.loads alone {floor:.1f} us")
+    assert spent / tokens < 1e-3
 
 
 async def test_a_schema_costs_little_beside_the_token_it_is_about(smollm: Path, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ class TestManyCalls:
             ended.append(number)
 
         await asyncio.gather(*(ask(number) for number in range(20)))
-        assert set(ended[:8]) == set(range(8))
+        assert ended.index(19) >= 12  # it began when at most seven others were left
         assert sorted(ended) == list(range(20))
 
     async def test_a_system_turn_is_read_once_for_all_who_ask_at_the_same_time(
