@@ -220,10 +220,11 @@ async def test_a_call_that_nobody_waits_for_frees_its_row_soon(smollm: Path, tmp
         await seconds_until_it_looks_up()  # makes the grammar's vocabulary, once
         idle = [await seconds_until_it_looks_up() for _ in range(3)]
         decode, prefill = [], []
-        for number in range(5):
+        for number in range(9):
             stream = backend.stream(f"Tell me a long story of {number} cats.", max_tokens=500)
             for _ in range(3):
                 await anext(stream)
+            await asyncio.sleep(number * 0.023)  # somewhere in a step, which takes 0.1 s
             await stream.aclose()
             decode.append(await seconds_until_it_looks_up())
             call = asyncio.create_task(backend.generate(f"word {number} " * 500, max_tokens=5))
