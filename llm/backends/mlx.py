@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import secrets
 import sys
 from array import array
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,9 +20,10 @@ from llm.backends.child import EngineProcess, Launch, engine_environment
 from llm.backends.host import EngineHost
 from llm.client import LLMClient
 from llm.config import LLMConfig
-from llm.errors import ModelNotFound
+from llm.errors import BadRequest, ModelNotFound
 from llm.events import Observer, ParameterDropped
 from llm.middleware.base import Middleware
+from llm.overflow import ROUNDS, TooLong, shortened
 from llm.types import (
     Capabilities,
     Chunk,
@@ -45,6 +48,9 @@ of its own, the others wait in order."""
 
 _PREFIX_BYTES = 256 * 1024 * 1024
 """Most memory for what the model has read before: system turns, conversations that go on."""
+
+
+_TOO_LONG = re.compile(r"the prompt has (\d+) tokens and the context (\d+)")
 
 
 class MLXBackend(LLMClient):
@@ -98,20 +104,50 @@ class MLXBackend(LLMClient):
             ServerError: the process died.
         """
         process = await self._host.running()
-        return self._read(await process.call(await self._asked(request, process)), request)
+        sent = request
+        for round_ in count():
+            try:
+                answer = await process.call(await self._asked(sent, process))
+                break
+            except BadRequest as error:
+                sent = self._shorter(sent, error, round_)
+        return self._read(answer, request)
 
     async def send_stream(self, request: LLMRequest) -> AsyncGenerator[Chunk, None]:
         """The same in pieces of whole characters, as the model makes them."""
         process = await self._host.running()
-        asked = await self._asked(request, process, stream=True)
-        async with aclosing(process.stream(asked)) as messages:
-            async for message in messages:
-                if "done" in message:
-                    yield StreamEnd(self._read(message, request))
-                elif "text" in message:
-                    yield TextChunk(clean(message["text"]))
-                else:
-                    yield ThinkingChunk(clean(message["thinking"]))
+        sent = request
+        for round_ in count():
+            asked = await self._asked(sent, process, stream=True)
+            try:
+                async with aclosing(process.stream(asked)) as messages:
+                    async for message in messages:
+                        yield self._chunk(message, request)
+            except BadRequest as error:  # what is too long is refused before anything came
+                sent = self._shorter(sent, error, round_)
+            else:
+                return
+
+    def _chunk(self, message: Mapping[str, Any], request: LLMRequest) -> Chunk:
+        if "done" in message:
+            return StreamEnd(self._read(message, request))
+        if "text" in message:
+            return TextChunk(clean(message["text"]))
+        return ThinkingChunk(clean(message["thinking"]))
+
+    def _shorter(self, request: LLMRequest, error: BadRequest, round_: int) -> LLMRequest:
+        """A prompt that was too long with its oldest turns left out, if LLM_OVERFLOW is "trim".
+
+        Raises:
+            BadRequest: `error`, when it is about something else, or there is nothing to leave out.
+        """
+        found = _TOO_LONG.search(str(error))
+        if found is None or self.config.overflow != "trim" or round_ >= ROUNDS:
+            raise error
+        shorter = shortened(request, TooLong(prompt=int(found[1]), context=int(found[2])))
+        if shorter is None:
+            raise error
+        return shorter
 
     async def send_embed(self, request: EmbedRequest) -> Embeddings:
         """Turn texts into vectors with a BERT encoder such as all-MiniLM-L6-v2.

@@ -32,9 +32,9 @@ def make_smollm(folder: Path) -> Path:
 
     In a process of its own, because mlx keeps its memory and `import mlx_lm` lowers the limit of open files.
     """
-    from llm.backends import llamacpp  # the process below runs this file without the package
+    from llm.backends.models import model_file  # the process below runs this file without the package
 
-    source = llamacpp.model_file("smollm2:135m")
+    source = model_file("smollm2:135m")
     subprocess.run([sys.executable, __file__, str(source), str(folder)], check=True)
     return folder
 

@@ -182,6 +182,19 @@ class TestManyCalls:
             assert schema is None or validate(schema, reply.content) is not None or schema is SCHEMAS[2]
             assert schema is None or reply.finish_reason == "stop"
 
+    async def test_a_prompt_beyond_the_context_loses_its_oldest_turns_when_that_is_wanted(
+        self, tiny: Path, folder: Path
+    ) -> None:
+        turns = [LLMMessage("system", "Be brief.")]
+        for number in range(30):
+            turns += [LLMMessage("user", f"{number}: tomato tomato?"), LLMMessage("assistant", "tomato.")]
+        turns.append(LLMMessage("user", "And now?"))
+        async with MLXBackend(config(tiny, folder, context_length=256, overflow="trim")) as trimming:
+            whole = await trimming.chat(turns)
+            stream = await trimming.stream_chat(turns).collect()
+        assert 100 < whole.prompt_tokens < 256
+        assert stream.content == whole.content
+
     async def test_a_refused_call_costs_its_neighbours_nothing(self, backend: MLXBackend) -> None:
         good = asyncio.create_task(backend.generate("Go.", max_tokens=60))
         refusals = await asyncio.gather(
