@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import math
 import resource
@@ -22,9 +23,9 @@ from llm.errors import BadReply, BadRequest, ModelNotFound, NotSupported, Server
 from llm.events import CallEvent, ParameterDropped
 from llm.structured import validate
 from llm.types import Chunk, StreamEnd, TextChunk, ThinkingChunk, Tool, ToolCall
-from tests.support.engines import becomes_true, cpu_seconds, is_gone, requires_mlx
+from tests.support.engines import becomes_true, cpu_seconds, is_gone, requires_minilm, requires_mlx
+from tests.support.gguf_files import WEIGHTS_SHA256, minilm_folder
 from tests.support.loopback import LoopbackServer, SeenRequest, http_message
-from tests.support.minilm import minilm_folder, requires_minilm
 from tests.support.tiny_mlx import (
     WITH_TOOLS,
     make_adapter,
@@ -573,7 +574,7 @@ class TestVectors:
     async def test_texts_become_vectors_of_length_one_that_lie_near_where_the_meaning_is(
         self, tiny: Path, folder: Path
     ) -> None:
-        encoder = str(await asyncio.to_thread(minilm_folder))
+        encoder = str(await asyncio.to_thread(encoder_folder))
         async with MLXBackend(config(tiny, folder, embed_model=encoder)) as backend:
             found = await backend.embed(self.TEXTS)
             alone = [await backend.embed([text]) for text in self.TEXTS[:6]]
@@ -590,7 +591,7 @@ class TestVectors:
     async def test_an_encoder_answers_no_prompts_and_a_chat_model_makes_no_vectors(
         self, tiny: Path, folder: Path
     ) -> None:
-        encoder = str(await asyncio.to_thread(minilm_folder))
+        encoder = str(await asyncio.to_thread(encoder_folder))
         async with MLXBackend(config(encoder, folder)) as backend:
             able = await backend.capabilities()
             assert (able.chat, able.embedding) == (False, True)
@@ -610,6 +611,15 @@ class TestVectors:
         async with MLXBackend(config(broken, folder)) as backend:
             with pytest.raises(ModelNotFound, match="broken_encoder"):
                 await backend.embed(["one"])
+
+
+def encoder_folder() -> Path:
+    """all-MiniLM-L6-v2, if it is the one that is known."""
+    folder = minilm_folder()
+    assert folder is not None
+    with (folder / "model.safetensors").open("rb") as file:
+        assert hashlib.file_digest(file, "sha256").hexdigest() == WEIGHTS_SHA256
+    return folder
 
 
 def near(one: tuple[float, ...], other: tuple[float, ...]) -> float:
