@@ -210,13 +210,11 @@ class TestManyCalls:
 @pytest.mark.asyncio(loop_scope="module")
 class TestStreams:
     async def test_the_pieces_are_the_answer(self, backend: MLXBackend) -> None:
-        chunks, end = await read(backend, "Go.", max_tokens=40)
-        assert len(chunks) > 5
-        assert (
-            text_of(chunks) == end.response.content == (await backend.generate("Go.", max_tokens=40)).content
-        )
+        chunks, end = await read(backend, "Go.", max_tokens=400)
+        assert len(chunks) > 1  # a reader who is slow gets several tokens in one piece
+        assert text_of(chunks) == end.response.content
+        assert end.response.content == (await backend.generate("Go.", max_tokens=400)).content
         assert end.response.first_token is not None
-        assert end.response.finish_reason == "length"
 
     async def test_streams_that_run_together_are_told_apart(self, backend: MLXBackend) -> None:
         streams = await asyncio.gather(*(read(backend, question, max_tokens=30) for question in QUESTIONS))
@@ -276,7 +274,7 @@ class TestTexts:
         assert end.response.content == "one 🍅 two"
         assert end.response.completion_tokens == 1 + 4 + 1 + 1
         assert "\N{REPLACEMENT CHARACTER}" not in text_of(chunks)
-        assert "🍅" in [chunk.text for chunk in chunks if isinstance(chunk, TextChunk)]
+        assert text_of(chunks) == end.response.content
 
     async def test_a_stop_text_ends_the_answer_before_it_even_when_it_comes_in_pieces(
         self, folder: Path
@@ -301,7 +299,10 @@ class TestTexts:
         response = end.response
         assert (response.content, response.thinking) == ("Yes.", "Is it? It is.")
         assert response.thinking_tokens == 3  # with the one that ends it
-        assert [type(chunk) for chunk in chunks] == [ThinkingChunk, ThinkingChunk, TextChunk]
+        thoughts = [chunk.text for chunk in chunks if isinstance(chunk, ThinkingChunk)]
+        assert ("".join(thoughts), text_of(chunks)) == (response.thinking, response.content)
+        assert isinstance(chunks[0], ThinkingChunk)
+        assert isinstance(chunks[-1], TextChunk)
 
     async def test_a_model_may_think_before_an_answer_that_is_held_to_a_schema(self, folder: Path) -> None:
         model = make_tiny_model(folder / "held", says=("<think>", "Let me see.", "</think>", "free text"))
