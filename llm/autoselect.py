@@ -150,7 +150,7 @@ def _in_the_cloud(model: OllamaModel) -> bool:
 async def _mlx(values: Values, hints: Sequence[str], *, here: bool) -> Selection | _Passed:
     if not here:
         return _Passed("mlx is not used: it is chosen by itself only on Apple silicon.")
-    from llm.backends.mlx import is_local, unavailable_reason  # noqa: PLC0415 - only where it can run
+    from llm.backends.mlx_files import is_local, unavailable_reason  # noqa: PLC0415 - only where it can run
 
     found = await _embedded("mlx", values, hints, unavailable_reason)
     if isinstance(found, _Passed) or found.config is None:

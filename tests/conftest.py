@@ -34,7 +34,7 @@ ALLOWED = {
     "llm/registry.py": ("backend_names", "backend_class"),
     "agents/registry.py": ("_installed", "_plugins"),
     "llm/backends/models.py": ("model_file",),
-    "llm/backends/mlx.py": ("_source",),
+    "llm/backends/mlx_files.py": ("source",),
     "llm/stores/sqlite.py": ("_select",),
     "daemon/app.py": ("program_version",),
     "docs/write-a-backend.md": ("health_check",),  # looks for a program, as short as an example may be

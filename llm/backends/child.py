@@ -2,7 +2,8 @@
 
 The two ends speak JSON lines. The first line to the child is its settings; the first line from it is
 `{"ready": {...}}` or `{"error": {"code", "message"}}`. After that, requests `{"id", ...}` and
-`{"cancel": id}` go down, answers `{"id", ...}` come up. The child ends by itself when its stdin ends, which
+`{"cancel": id}` go down, answers `{"id", ...}` come up: one for a call, several for a stream, the last of
+which has `"done": true`. The child ends by itself when its stdin ends, which
 is how it learns that we died, also by kill -9. Secrets go over stdin only: arguments and environment of a
 process can be read by others.
 """
@@ -15,7 +16,8 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ from llm.errors import (
     ConnectionFailed,
     LLMError,
     ModelNotFound,
+    NotSupported,
     ServerError,
 )
 from llm.wire.common import encode
@@ -45,7 +48,8 @@ _ESCAPED = 6
 """JSON may write one byte of text as six (\\u0000)."""
 
 _ERRORS: Mapping[str, type[LLMError]] = {
-    kind.code: kind for kind in (BadReply, BadRequest, ConfigurationError, ConnectionFailed, ModelNotFound)
+    kind.code: kind
+    for kind in (BadReply, BadRequest, ConfigurationError, ConnectionFailed, ModelNotFound, NotSupported)
 }
 
 _PASSED_ON = frozenset(
@@ -91,6 +95,53 @@ class Launch:
     grace: float = 3.0
 
 
+class _Inflow:
+    """What came for one stream and was not yet taken.
+
+    A consumer who is slow does not make it grow by the message: pieces of one kind of text are put together.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[str, dict[str, Any], list[str]]] = deque()
+        self._arrival: asyncio.Future[None] | None = None
+        self._error: LLMError | None = None
+        self.ended = False
+
+    def put(self, message: dict[str, Any]) -> None:
+        kind = _text_of(message)
+        if kind and self._waiting and self._waiting[-1][0] == kind:
+            self._waiting[-1][2].append(message[kind])
+        else:
+            self._waiting.append((kind, message, [message[kind]] if kind else []))
+        self._wake()
+
+    def fail(self, error: LLMError) -> None:
+        self._error = self._error or error
+        self._wake()
+
+    async def get(self) -> dict[str, Any]:
+        while not self._waiting:
+            if self._error is not None:
+                self.ended = True
+                raise self._error
+            self._arrival = asyncio.get_running_loop().create_future()
+            await self._arrival
+        kind, message, parts = self._waiting.popleft()
+        self.ended = "done" in message
+        return {**message, kind: "".join(parts)} if len(parts) > 1 else message
+
+    def _wake(self) -> None:
+        if self._arrival is not None and not self._arrival.done():
+            self._arrival.set_result(None)
+
+
+def _text_of(message: Mapping[str, Any]) -> str:
+    """The one field of a message that is a piece of text and nothing else, empty if it is not such a one."""
+    if len(message) != 2:
+        return ""
+    return next((name for name, value in message.items() if name != "id" and isinstance(value, str)), "")
+
+
 class EngineProcess:
     """One engine process, from its start to its end.
 
@@ -114,7 +165,9 @@ class EngineProcess:
         self._stderr = bytearray()
         self._numbers = count(1)
         self._waiting: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        loop = asyncio.get_running_loop()
+        self._streams: dict[int, _Inflow] = {}
+        loop = self._loop = asyncio.get_running_loop()
+        self._last_used = loop.time()
         self._ready: asyncio.Future[dict[str, Any]] = loop.create_future()
         # In a context of its own: it outlives the call that happens to need it first.
         self._life = loop.create_task(self._live(), name=f"{name} engine", context=Context())
@@ -142,6 +195,15 @@ class EngineProcess:
         """
         return await asyncio.shield(self._ready)
 
+    @property
+    def idle_seconds(self) -> float:
+        """How long nobody has been waiting for an answer."""
+        return 0.0 if self._waiting or self._streams else self._loop.time() - self._last_used
+
+    def touch(self) -> None:
+        """Count as used just now: somebody is about to."""
+        self._last_used = self._loop.time()
+
     async def call(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         """Send one request and wait for its answer; a caller who stops waiting cancels it in the child.
 
@@ -158,7 +220,31 @@ class EngineProcess:
             return await answer
         finally:
             del self._waiting[number]
+            self.touch()
             if answer.cancelled():
+                self._write({"cancel": number})
+
+    async def stream(self, payload: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """Send one request and give its messages as they come, the last of which has `"done": true`.
+
+        Closing the generator before that cancels the request in the child.
+
+        Raises:
+            LLMError: the child refused or failed, or died.
+        """
+        number = next(self._numbers)
+        inflow = self._streams[number] = _Inflow()
+        try:
+            if self.ended:
+                inflow.ended = True
+                raise self._obituary()
+            self._write({"id": number, **payload})
+            while not inflow.ended:
+                yield await inflow.get()
+        finally:
+            del self._streams[number]
+            self.touch()
+            if not inflow.ended:
                 self._write({"cancel": number})
 
     async def blame(self, error: LLMError) -> LLMError:
@@ -220,6 +306,11 @@ class EngineProcess:
                 self._ready.set_result(message["ready"])
         elif "id" not in message:
             self._refusal = message["error"]
+        elif (inflow := self._streams.get(message["id"])) is not None:
+            if "error" in message:
+                inflow.fail(_error(message["error"]))
+            else:
+                inflow.put(message)
         elif (answer := self._waiting.get(message["id"])) is not None and not answer.done():
             if "error" in message:
                 answer.set_exception(_error(message["error"]))
@@ -268,6 +359,8 @@ class EngineProcess:
             if not answer.done():
                 answer.set_exception(error)
                 answer.exception()  # perhaps nobody waits any more
+        for inflow in self._streams.values():
+            inflow.fail(error)
 
     def _obituary(self) -> LLMError:
         if self._failure is not None:

@@ -1,11 +1,16 @@
-"""A tiny model for mlx-lm, made on the spot from random weights: no download, 0.1 s, and a hard case.
+"""Tiny models for mlx-lm, made on the spot: no download, 0.1 s.
 
-Random weights are the best adversary of structured output: nothing but the mask makes the reply valid.
+Random weights are the best adversary of structured output: nothing but the mask makes the reply valid. And
+weights can be written so that the model says one thing word for word: each token leads to the next.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,14 @@ CHATML = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+
+WITH_TOOLS = (
+    "{% if tools %}{{ '<|im_start|>system\n' }}{% for tool in tools %}{{ tool | tojson }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endif %}{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+    "{% for tool_call in m.tool_calls or [] %}{% set tool_call = tool_call.function %}{{ '<tool_call>' }}"
+    "{{ tool_call.name }} {{ tool_call.arguments | tojson }}{{ '</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 _SHAPE = {
     "model_type": "llama",
@@ -36,16 +49,21 @@ _SHAPE = {
 }
 
 
-def make_tiny_model(folder: Path, *, template: str | None = CHATML, weights: str = "float32") -> Path:
+def make_tiny_model(
+    folder: Path, *, template: str | None = CHATML, weights: str = "float32", says: Sequence[str] = ()
+) -> Path:
     """Write a model that `mlx_lm.load` takes into `folder`, and return the folder.
 
     Args:
         folder: is made.
         template: chat template, None for a model without one.
         weights: type of the numbers, "float32" or "float16".
+        says: what it answers, piece by piece, whatever it is asked; no piece twice. A piece of ASCII is one
+            token, any other is spelled in bytes. Empty for random weights.
     """
     folder.mkdir(parents=True)
     tokenizer = _tokenizer()
+    tokenizer.add_tokens([piece for piece in says if piece.isascii()])
     tokenizer.save(str(folder / "tokenizer.json"))
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -63,10 +81,82 @@ def make_tiny_model(folder: Path, *, template: str | None = CHATML, weights: str
         "vocab_size": tokenizer.get_vocab_size() + 7,  # real models pad: more logits than tokens
         "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
         "bos_token_id": tokenizer.token_to_id("<|im_start|>"),
+        "tie_word_embeddings": not says,
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    _save_weights(folder / "model.safetensors", config, weights)
+    chain = _chain(tokenizer, says) if says else []
+    _save_weights(folder / "model.safetensors", config, weights, chain)
     return folder
+
+
+def make_unbatchable_model(folder: Path) -> Path:
+    """Write a tiny Llama 4 of random weights, whose key-value caches mlx-lm cannot put into one batch."""
+    make_tiny_model(folder)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings["model_type"] = "llama4"
+    settings["text_config"] = {**_SHAPE, **_LLAMA4, "vocab_size": settings["vocab_size"]}
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    # In a process of its own, because mlx keeps its memory and its names of weights are known to it alone.
+    subprocess.run([sys.executable, "-c", _RANDOM_WEIGHTS, str(folder)], check=True)
+    return folder
+
+
+_LLAMA4 = {
+    "model_type": "llama4_text",
+    "num_hidden_layers": 4,
+    "attention_bias": False,
+    "attention_chunk_size": 64,
+    "head_dim": 16,
+    "interleave_moe_layer_step": 2,
+    "intermediate_size_mlp": 128,
+    "num_experts_per_tok": 1,
+    "num_local_experts": 2,
+    "rope_scaling": None,
+    "use_qk_norm": False,
+}
+
+_RANDOM_WEIGHTS = """
+import json, sys
+from pathlib import Path
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models.llama4 import Model, ModelArgs
+
+folder = Path(sys.argv[1])
+mx.random.seed(0)
+model = Model(ModelArgs.from_dict(json.loads((folder / "config.json").read_text())))
+weights = dict(tree_flatten(model.parameters()))
+mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
+"""
+
+
+def make_adapter(folder: Path, *, strength: float, name: str = "model.layers.0.self_attn.q_proj") -> Path:
+    """Write a LoRA adapter for the tiny model into `folder`; with strength 0 it changes nothing."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True)
+    rank, width = 4, _SHAPE["hidden_size"]
+    config = {
+        "fine_tune_type": "lora",
+        "num_layers": 2,
+        "lora_parameters": {"rank": rank, "scale": 20.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]},
+    }
+    (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    random = np.random.default_rng(1)
+    tensors = {
+        f"{name}.lora_a": random.normal(0, 1, (width, rank)).astype("float32"),
+        f"{name}.lora_b": (strength * random.normal(0, 1, (rank, width))).astype("float32"),
+    }
+    save_file(tensors, folder / "adapters.safetensors")
+    return folder
+
+
+def _chain(tokenizer: Any, says: Sequence[str]) -> list[int]:
+    """The tokens of an answer, with the last one of the prompt before it and the end after it."""
+    start = tokenizer.encode("<|im_start|>assistant\n").ids[-1]
+    pieces = [token for piece in says for token in tokenizer.encode(piece).ids]
+    return [start, *pieces, tokenizer.token_to_id("<|im_end|>")]
 
 
 def _tokenizer() -> Any:
@@ -87,7 +177,7 @@ def _tokenizer() -> Any:
     return tokenizer
 
 
-def _save_weights(path: Path, config: dict[str, Any], weights: str) -> None:
+def _save_weights(path: Path, config: dict[str, Any], weights: str, chain: Sequence[int]) -> None:
     # With numpy, because `import mlx_lm` would lower the limit of open files of the whole test run.
     import numpy as np
     from safetensors.numpy import save_file
@@ -99,6 +189,16 @@ def _save_weights(path: Path, config: dict[str, Any], weights: str) -> None:
         )
         for name, shape in _shapes(config).items()
     }
+    if chain:
+        # Layers that add nothing leave the token's embedding, and the head turns that into the next one.
+        for name in tensors:
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                tensors[name] *= 0
+        embedded = tensors["model.embed_tokens.weight"]
+        head = tensors["lm_head.weight"] = np.zeros_like(embedded)
+        for token, following in itertools.pairwise(chain):
+            assert not head[following].any(), "a token may come only once"
+            head[following] = 10 * embedded[token] / np.linalg.norm(embedded[token])
     save_file(tensors, path, metadata={"format": "mlx"})
 
 

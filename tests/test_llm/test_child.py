@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from llm.backends.child import Launch, engine_environment
+from llm.backends.child import EngineProcess, Launch, engine_environment
 from llm.backends.host import EngineHost
 from llm.errors import BadRequest, ConfigurationError, ConnectionFailed, LLMError, ModelNotFound, ServerError
 from tests.support.engines import becomes_true, is_gone
@@ -37,6 +37,12 @@ for line in sys.stdin:
             log.write(f"cancelled {request['cancel']}\\n")
     elif request["do"] == "echo":
         say(id=request["id"], said=request["text"])
+    elif request["do"] == "count":
+        for number in range(request["to"]):
+            say(id=request["id"], text=f"{number} ")
+        say(id=request["id"], thinking="hm")
+        if request.get("end", True):
+            say(id=request["id"], done=True, finish="stop")
     elif request["do"] == "refuse":
         say(id=request["id"], error={"code": "bad_request", "message": "too long; shorten it"})
     elif request["do"] == "fail":
@@ -60,7 +66,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     """Makes hosts of an engine written by the test, and ends them."""
     hosts: list[EngineHost] = []
 
-    def make(body: str = ECHO, **launch: Any) -> EngineHost:
+    def make(body: str = ECHO, *, idle_seconds: float | None = None, **launch: Any) -> EngineHost:
         script = tmp_path / f"engine{len(hosts)}.py"
         script.write_text(HEAD + body, encoding="utf-8")
         settings = {"key": KEY, "log": str(tmp_path / "log")}
@@ -68,7 +74,7 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
         def prepare() -> Launch:
             return Launch(settings=settings, environ=engine_environment(), secrets=(KEY,), **launch)
 
-        hosts.append(EngineHost("toy", script, prepare))
+        hosts.append(EngineHost("toy", script, prepare, idle_seconds=idle_seconds))
         return hosts[-1]
 
     yield make
@@ -235,6 +241,106 @@ async def test_a_caller_who_stops_waiting_cancels_the_request_in_the_child(
     await asyncio.gather(call, return_exceptions=True)
     await process.call({"do": "echo", "text": ""})  # the child reads in order
     assert (tmp_path / "log").read_text() == "cancelled 1\n"
+
+
+async def collected(process: EngineProcess, **payload: Any) -> list[dict[str, Any]]:
+    """All messages of one stream."""
+    return [message async for message in process.stream(payload)]
+
+
+def texts_of(messages: list[dict[str, Any]]) -> str:
+    return "".join(message.get("text", "") for message in messages)
+
+
+async def test_a_stream_gives_its_messages_in_order_and_several_at_once_are_told_apart(make: Make) -> None:
+    process = await make().running()
+    streams = await asyncio.gather(*(collected(process, do="count", to=size) for size in (3, 50, 0)))
+    for size, messages in zip((3, 50, 0), streams, strict=True):
+        assert texts_of(messages) == "".join(f"{number} " for number in range(size))
+        assert [list(message)[1] for message in messages[-2:]] == ["thinking", "done"]
+
+
+async def test_what_a_slow_reader_leaves_waiting_is_put_together(make: Make) -> None:
+    process = await make().running()
+    stream = process.stream({"do": "count", "to": 5000})
+    first = await anext(stream)
+    await process.call({"do": "echo", "text": ""})  # all of the stream has come by now
+    rest = [message async for message in stream]
+    assert len(rest) <= 3
+    assert texts_of([first, *rest]) == "".join(f"{number} " for number in range(5000))
+
+
+async def test_closing_a_stream_early_cancels_it_in_the_child_and_its_end_does_not(
+    make: Make, tmp_path: Path
+) -> None:
+    process = await make().running()
+    await collected(process, do="count", to=2)
+    stream = process.stream({"do": "count", "to": 2, "end": False})
+    await anext(stream)
+    await stream.aclose()
+    await process.call({"do": "echo", "text": ""})
+    assert (tmp_path / "log").read_text() == "cancelled 2\n"
+
+
+async def test_a_stream_that_the_child_refuses_or_dies_in_raises_after_what_had_come(make: Make) -> None:
+    host = make()
+    process = await host.running()
+    with pytest.raises(BadRequest, match="too long"):
+        await collected(process, do="refuse")
+    stream = process.stream({"do": "count", "to": 2, "end": False})
+    came = [await anext(stream)]
+    await process.call({"do": "echo", "text": ""})  # so the rest has come too
+    psutil.Process(process.pid).kill()
+
+    async def read_on() -> None:
+        async for message in stream:
+            came.append(message)  # noqa: PERF401 - what came before the error counts
+
+    with pytest.raises(ServerError, match="killed by SIGKILL"):
+        await read_on()
+    assert texts_of(came) == "0 1 "
+    with pytest.raises(ServerError, match="killed by SIGKILL"):
+        await collected(process, do="count", to=1)
+
+
+async def test_an_engine_that_nobody_uses_for_a_while_is_ended_and_the_next_call_starts_another(
+    make: Make,
+) -> None:
+    host = make(idle_seconds=0.1)
+    first = await host.running()
+    await first.call({"do": "echo", "text": ""})
+    assert await asyncio.to_thread(becomes_true, lambda: is_gone(first.pid or 0))
+    assert host.current is None
+    second = await host.running()
+    assert second.pid != first.pid
+    assert (await second.call({"do": "echo", "text": "back"}))["said"] == "back"
+
+
+async def test_an_engine_that_is_at_work_is_not_idle_however_long_it_takes(make: Make) -> None:
+    host = make(idle_seconds=0.05)
+    process = await host.running()
+    working = asyncio.create_task(process.call({"do": "nothing"}))
+    stream = process.stream({"do": "count", "to": 1, "end": False})
+    await anext(stream)
+    for _ in range(20):
+        await asyncio.sleep(0.02)
+        assert host.current is process
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    await asyncio.sleep(0.1)
+    assert host.current is process  # the stream is still open
+    await stream.aclose()
+    assert await asyncio.to_thread(becomes_true, lambda: is_gone(process.pid or 0))
+
+
+async def test_closing_a_host_waits_for_an_engine_that_is_just_leaving(make: Make) -> None:
+    host = make(idle_seconds=0.05, body=ECHO + "time.sleep(0.3)")
+    process = await host.running()
+    async with asyncio.timeout(20):
+        while host.current is not None:  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.01)
+    await host.aclose()
+    assert is_gone(process.pid or 0)
 
 
 async def test_closing_ends_the_process(make: Make) -> None:

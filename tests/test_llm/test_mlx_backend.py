@@ -19,8 +19,9 @@ import pytest
 import pytest_asyncio
 
 from llm import LLMConfig, LLMMessage, get_llm_client
-from llm.backends import mlx
-from llm.backends.mlx import MLXBackend, is_local, unavailable_reason
+from llm.backends import mlx_files
+from llm.backends.mlx import MLXBackend
+from llm.backends.mlx_files import is_local, unavailable_reason
 from llm.engines import mlx_worker
 from llm.errors import BadReply, BadRequest, ConfigurationError, ConnectionFailed, ModelNotFound, ServerError
 from llm.structured import validate
@@ -413,17 +414,5 @@ class TestWithoutAnEngineOrModel:
     ) -> None:
         monkeypatch.setenv("HF_TOKEN", "token-of-the-hub")
         monkeypatch.setenv("https_proxy", "http://me:password@proxy:8080")
-        assert mlx._private_environment()["HF_TOKEN"] == "token-of-the-hub"
-        assert mlx._private_environment()["https_proxy"] == "http://me:password@proxy:8080"
-
-
-class TestWorkerParts:
-    def test_a_transcript_names_the_speakers_and_hands_over_to_the_model(self) -> None:
-        turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
-        assert mlx_worker.transcript(turns) == "System: Be brief.\n\nUser: Hello\n\nAssistant:"
-
-    def test_the_system_turn_is_folded_into_the_first_question_and_only_there(self) -> None:
-        system, user = {"role": "system", "content": "A"}, {"role": "user", "content": "B"}
-        assert mlx_worker.fold_system([system, user]) == [{"role": "user", "content": "A\n\nB"}]
-        assert mlx_worker.fold_system([user]) == [user]
-        assert mlx_worker.fold_system([system]) == [system]
+        assert mlx_files.private_environment()["HF_TOKEN"] == "token-of-the-hub"
+        assert mlx_files.private_environment()["https_proxy"] == "http://me:password@proxy:8080"
