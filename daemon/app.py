@@ -163,7 +163,10 @@ class Daemon:
     def _teach_metrics(self, runtime: Runtime) -> None:
         self._metrics.expect_agents({*runtime.registry.names(), *runtime.agent_names})
         if runtime.llm is not None:
-            self._metrics.expect_model(runtime.llm.backend, runtime.llm.config.model)
+            routes = runtime.selection.routes
+            named = {runtime.llm.name: runtime.llm.config} if routes is None else routes.backends
+            for name, config in named.items():
+                self._metrics.expect_model(name, config.model)
         self._metrics.read_proposals_from(runtime.proposals.counts)
 
     async def _remember_successes(self, runtime: Runtime) -> None:

@@ -123,9 +123,7 @@ def clear(call: Invocation, /, older_than: str | None) -> None:
         screen.line(f"{gone} {'reply' if gone == 1 else 'replies'} forgotten.")
 
 
-@cache.command(
-    epilog=examples("askfirst llm cache export replies.jsonl", "askfirst llm cache export | head -1")
-)
+@cache.command(epilog=examples("askfirst llm cache export replies.jsonl", "askfirst llm cache export --json"))
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @command_options
 @pass_invocation

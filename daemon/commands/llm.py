@@ -18,6 +18,8 @@ from daemon.errors import ExitCode
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from daemon.render import Screen
+    from daemon.settings import Settings
     from llm import Selection
 
 
@@ -42,27 +44,37 @@ command.add_command(pull)
 @command_options
 @pass_invocation
 def health(call: Invocation) -> int:
-    """Say which model is used and why, and whether it can be reached. Exits with 1 when it cannot."""
+    """Say which model is used and why, and whether it can be reached.
+
+    Exits with 1 when none of the configured backends can be reached.
+    """
     settings = call.settings()
     with call.logging(settings):
-        selection, healthy = run(_health(settings.llm_environ()))
+        selection, found = run(_health(settings))
+    healthy = any(found.values())
     screen = call.screen()
     if screen.as_json:
-        screen.data({**selection_data(selection), "healthy": healthy})
+        screen.data({**selection_data(selection), "healthy": healthy, "backends": found})
     else:
-        screen.line(selection.reason)
-        for passed in selection.considered:
-            screen.line(f"  {passed}", "dim")
-        if selection.config is not None:
-            screen.line("It is ready." if healthy else "It cannot be reached.", "green" if healthy else "red")
+        _show_health(screen, selection, found)
     return ExitCode.OK if healthy else ExitCode.FAILED
 
 
-async def _health(environ: Mapping[str, str]) -> tuple[Selection, bool]:
-    from llm import get_llm_client, select_backend  # noqa: PLC0415 - beside what it is needed for
+def _show_health(screen: Screen, selection: Selection, found: Mapping[str, bool]) -> None:
+    screen.line(selection.reason)
+    for passed in selection.considered:
+        screen.line(f"  {passed}", "dim")
+    for name, well in found.items():
+        who = "It" if len(found) == 1 else name
+        screen.line(f"{who} {'is ready' if well else 'cannot be reached'}.", "green" if well else "red")
 
-    selection = await select_backend(environ)
-    if selection.config is None:
-        return selection, False
-    async with get_llm_client(selection.config) as client:
-        return selection, await client.health_check()
+
+async def _health(settings: Settings) -> tuple[Selection, dict[str, bool]]:
+    from daemon.selection import choose_model, health_of, open_client  # noqa: PLC0415 - loads the layer
+
+    selection = await choose_model(settings)
+    client = open_client(selection)
+    if client is None:
+        return selection, {}
+    async with client:
+        return selection, await health_of(client)

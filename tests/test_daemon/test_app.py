@@ -256,3 +256,12 @@ async def test_a_key_of_the_configuration_is_nowhere_in_log_and_metrics(
     shown += capfd.readouterr().err
     assert "leak: [redacted]" in shown
     assert "3141592653" not in shown
+
+
+async def test_each_named_backend_is_counted_under_its_own_name(settings: Settings) -> None:
+    both = {"small": {"backend": "mock", "model": "tiny"}, "big": {"backend": "mock", "model": "large"}}
+    several = settings.model_copy(update={"llm": LLMSettings.model_validate({"backends": both})})
+    async with running(Daemon(several, agents=[AskingAgent])) as client:
+        found = samples((await client.get("/metrics")).text)
+    for name, model in (("small", "tiny"), ("big", "large")):
+        assert f'askfirst_llm_prompt_tokens_total{{backend="{name}",model="{model}"}}' in found

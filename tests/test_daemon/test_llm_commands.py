@@ -156,3 +156,43 @@ def test_bench_measures_three_kinds_of_calls(program: Program) -> None:
     data = program.call("llm", "bench", "--runs", "1", "--tokens", "8", "--json").data
     assert [row["completion_tokens"] for row in data["calls"]] == [8, 8, 8]
     assert all(row["tokens_per_second"] > 0 for row in data["calls"])
+
+
+TWO = """
+[llm.backends.small]
+backend = "mock"
+model = "tiny"
+
+[llm.backends.big]
+backend = "mock"
+model = "large"
+
+[llm.routes]
+default = ["small", "big"]
+tasks = { ask = ["big"] }
+"""
+
+
+def test_named_backends_are_asked_by_their_routes_or_by_name(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "two.toml").write_text(TWO)
+    program.environment.pop("LLM_BACKEND")
+
+    def asked(*more: str) -> tuple[str, str]:
+        data = program.call("--config", "two.toml", "llm", "ask", "Hello", "--no-cache", "--json", *more).data
+        return data["backend"], data["model"]
+
+    assert asked() == ("big", "large"), "the task of this command is called ask"
+    assert asked("--backend", "small") == ("mock", "tiny")
+    assert asked("--backend", "big", "--model", "larger") == ("mock", "larger")
+    refused = program.call("--config", "two.toml", "llm", "ask", "Hello", "--backend", "middle")
+    assert (refused.code, "small, big" in refused.err) == (64, True)
+
+
+def test_health_looks_at_each_named_backend(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "two.toml").write_text(TWO)
+    program.environment.pop("LLM_BACKEND")
+    done = program.call("--config", "two.toml", "llm", "health")
+    assert done.code == 0, done
+    assert done.out.splitlines()[1:] == ["small is ready.", "big is ready."]
+    data = program.call("--config", "two.toml", "llm", "health", "--json").data
+    assert data["backends"] == {"small": True, "big": True}
