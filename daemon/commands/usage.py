@@ -16,6 +16,8 @@ from daemon.errors import DaemonError
 from daemon.render import Column, Screen, Style, columns, shortened
 
 if TYPE_CHECKING:
+    from daemon.settings import Settings
+    from llm.budgets import Budget
     from llm.usage import BudgetStatus, Usage
 
 GROUPINGS = ("agent", "model", "backend", "day", "task")  # those of llm.usage, which loads sqlite3
@@ -43,12 +45,12 @@ _MICRO = 1_000_000
 @pass_invocation
 def usage(call: Invocation, by: Any, since: str) -> None:
     """Show what model calls used: tokens, seconds, money, and what is left of the budgets."""
-    from llm.usage import SUM_DAYS, budget_status, parse_budgets, read_usage  # noqa: PLC0415 - loads sqlite3
+    from llm.usage import SUM_DAYS, budget_status, read_usage  # noqa: PLC0415 - loads sqlite3
 
     start = datetime.now(UTC) - _span(since, SUM_DAYS)
-    environ = call.settings().llm_environ()
-    file = Path(environ["LLM_USAGE_FILE"]).expanduser()
-    budgets = parse_budgets(environ["LLM_BUDGET"]) if environ.get("LLM_BUDGET") else ()
+    settings = call.settings()
+    file = Path(settings.llm_environ()["LLM_USAGE_FILE"]).expanduser()
+    budgets = _budgets(settings)
     try:
         rows, states = read_usage(file, by, start), budget_status(budgets, file)
     except OSError as error:
@@ -65,6 +67,19 @@ def usage(call: Invocation, by: Any, since: str) -> None:
         )
     if states:
         _show_budgets(screen, states)
+
+
+def _budgets(settings: Settings) -> tuple[Budget, ...]:
+    """The budgets of all calls, of single agents, and of each named backend."""
+    from daemon.settings import routes_of  # noqa: PLC0415 - beside what it is needed for
+    from llm.usage import parse_budgets  # noqa: PLC0415 - loads sqlite3
+
+    routes = routes_of(settings)
+    texts = {"": settings.llm_environ().get("LLM_BUDGET")}
+    texts |= {} if routes is None else {name: each.budget for name, each in routes.backends.items()}
+    return tuple(
+        budget for name, text in texts.items() if text for budget in parse_budgets(text, backend=name)
+    )
 
 
 def _span(text: str, most_days: int) -> Any:

@@ -176,3 +176,15 @@ def test_a_run_that_its_budget_ended_says_which_and_loses_nothing(tmp_path: Path
     with closing(sqlite3.connect(tmp_path / "data" / LEDGER)) as db:
         ids = {row[0] for row in db.execute("SELECT call_id FROM calls")}
     assert ids == {each["id"] for each in answered}
+
+
+def test_budgets_of_named_backends_stand_beside_that_of_all(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "two.toml").write_text(
+        '[llm]\nbudget = "9000 tokens/day"\n'
+        '[llm.backends.small]\nbackend = "mock"\n'
+        '[llm.backends.big]\nbackend = "mock"\nbudget = "500 tokens/day"\n'
+    )
+    environment = {"LLM_BACKEND": "", "LLM_BUDGET": ""}
+    program.call("--config", "two.toml", "llm", "ask", "Hello", "--backend", "mock", **environment)
+    data = program.call("--config", "two.toml", "llm", "usage", "--json", **environment).data
+    assert [each["budget"] for each in data["budgets"]] == ["9000 tokens/day", "backend big: 500 tokens/day"]
