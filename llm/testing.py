@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest import SkipTest
@@ -126,27 +126,39 @@ class Recorder:
         return [event for event in self.events if isinstance(event, kinds)]
 
 
-FEW = 8
-"""Tokens that most calls of the suite ask for, so that it is quick with a real model."""
-
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "fits": {"type": "boolean", "description": "whether the offer serves the need"},
-        "answer": {"enum": ["yes", "partly", "no"]},
-        "units": {"type": "integer", "minimum": 0, "maximum": 9},
-    },
-    "required": ["fits", "answer", "units"],
-    "additionalProperties": False,
-}
-"""What the suite's structured call must fit."""
-
-
 class LLMContract:
-    """What every backend does. The fixtures `llm_config` and `unavailable_config` are the subclass's."""
+    """What every backend does. The fixtures `llm_config` and `unavailable_config` are the subclass's.
+
+    What is asked can be changed where a backend only knows certain questions, as recordings do.
+
+    Attributes:
+        question: has a short answer.
+        story: has a long one.
+        brief: how the model shall behave, in few tokens; None for nothing.
+        system: the same in more.
+        few: tokens that most calls ask for, so that the suite is quick with a real model.
+        cut: tokens that a story is cut at.
+        offer: what the structured call asks.
+        schema: what its reply must fit.
+    """
 
     question: ClassVar[str] = "Name three vegetables that grow in a small garden."
     story: ClassVar[str] = "Write a long story about a tool library in a small town."
+    brief: ClassVar[str | None] = "Be brief."
+    system: ClassVar[str] = "You help the people of a small town to share what they have. Answer shortly."
+    few: ClassVar[int] = 8
+    cut: ClassVar[int] = 3
+    offer: ClassVar[str] = "Offer: 10 kg tomatoes. Need: vegetables."
+    schema: ClassVar[Mapping[str, Any]] = {
+        "type": "object",
+        "properties": {
+            "fits": {"type": "boolean", "description": "whether the offer serves the need"},
+            "answer": {"enum": ["yes", "partly", "no"]},
+            "units": {"type": "integer", "minimum": 0, "maximum": 9},
+        },
+        "required": ["fits", "answer", "units"],
+        "additionalProperties": False,
+    }
 
     def client(self, config: LLMConfig, *observers: Observer) -> LLMClient:
         """The client under test, made as any program makes it."""
@@ -158,7 +170,7 @@ class LLMContract:
 
     async def test_generate_answers_and_says_where_it_came_from(self, llm_config: LLMConfig) -> None:
         async with self.client(llm_config) as client:
-            response = await client.generate(self.question, max_tokens=FEW)
+            response = await client.generate(self.question, max_tokens=self.few)
             assert isinstance(response.content, str)
             assert response.backend == client.backend
             assert response.model
@@ -168,75 +180,74 @@ class LLMContract:
 
     async def test_chat_answers_a_conversation_of_several_turns(self, llm_config: LLMConfig) -> None:
         turns = [
-            LLMMessage("system", "You answer shortly."),
+            LLMMessage("system", self.system),
             LLMMessage("user", self.question),
             LLMMessage("assistant", "Leeks, beans, chard."),
             LLMMessage("user", "And one more?"),
         ]
         async with self.client(llm_config) as client:
-            long = await client.chat(turns, max_tokens=FEW)
-            short = await client.chat(turns[-1:], max_tokens=FEW)
+            long = await client.chat(turns, max_tokens=self.few)
+            short = await client.generate(self.question, max_tokens=self.few)
         assert long.prompt_tokens > short.prompt_tokens > 0
 
     async def test_a_system_prompt_reaches_the_model(self, llm_config: LLMConfig) -> None:
         async with self.client(llm_config) as client:
-            plain = await client.generate(self.question, "Be brief.", max_tokens=FEW)
-            system = "Be brief. You help the people of a small town to share what they have."
-            told = await client.generate(self.question, system, max_tokens=FEW)
+            plain = await client.generate(self.question, self.brief, max_tokens=self.few)
+            told = await client.generate(self.question, self.system, max_tokens=self.few)
         assert told.prompt_tokens > plain.prompt_tokens
 
     async def test_tokens_are_counted_and_add_up(self, llm_config: LLMConfig) -> None:
         async with self.client(llm_config) as client:
-            response = await client.generate(self.question, max_tokens=FEW)
+            response = await client.generate(self.question, max_tokens=self.few)
             stats = client.get_stats()
         assert response.prompt_tokens > 0
-        assert 0 < response.completion_tokens <= FEW
+        assert 0 < response.completion_tokens <= self.few
         assert response.tokens_used == response.prompt_tokens + response.completion_tokens
         assert stats["calls"] == 1
         assert stats["tokens_used"] == response.tokens_used
 
     async def test_max_tokens_cuts_the_answer_and_the_answer_says_so(self, llm_config: LLMConfig) -> None:
         async with self.client(llm_config) as client:
-            response = await client.generate(self.story, max_tokens=3)
+            response = await client.generate(self.story, max_tokens=self.cut)
         assert response.finish_reason == "length"
-        assert response.completion_tokens == 3
+        assert response.completion_tokens == self.cut
 
     async def test_temperature_zero_is_taken_and_gives_the_same_answer_again(
         self, llm_config: LLMConfig
     ) -> None:
         async with self.client(llm_config) as client:
-            first = await client.generate(self.question, temperature=0, max_tokens=FEW, cache=False)
-            second = await client.generate(self.question, temperature=0, max_tokens=FEW, cache=False)
+            first = await client.generate(self.question, temperature=0, max_tokens=self.few, cache=False)
+            second = await client.generate(self.question, temperature=0, max_tokens=self.few, cache=False)
         assert first.content == second.content
 
     async def test_the_text_of_a_response_is_its_content(self, llm_config: LLMConfig) -> None:
         async with self.client(llm_config) as client:
-            response = await client.generate(self.question, max_tokens=FEW)
+            response = await client.generate(self.question, max_tokens=self.few)
         assert str(response) == response.content
 
     async def test_text_of_any_language_goes_in_and_clean_text_comes_out(self, llm_config: LLMConfig) -> None:
         async with self.client(llm_config) as client:
-            response = await client.generate("¿Qué tal? Grüße, 東京 🍅 \\ \" '", max_tokens=FEW)
+            response = await client.generate("¿Qué tal? Grüße, 東京 🍅 \\ \" '", max_tokens=self.few)
         assert response.content.encode("utf-8").decode("utf-8") == response.content
 
     async def test_a_reply_to_a_schema_fits_it_or_is_refused(self, llm_config: LLMConfig) -> None:
-        prompt = LLMMessage("user", "Offer: 10 kg tomatoes. Need: vegetables.")
+        prompt = LLMMessage("user", self.offer)
         options: dict[str, Any] = {"max_tokens": 200, "temperature": 0}
         async with self.client(llm_config) as client:
             if self.holds_to_schemas(llm_config):
-                response = await client.chat([prompt], schema=SCHEMA, **options)
-                assert validate(SCHEMA, response.content) == response.json()
+                response = await client.chat([prompt], schema=self.schema, **options)
+                assert validate(self.schema, response.content) == response.json()
                 return
             try:
-                response = await ask(client, [prompt], SCHEMA, **options)
+                response = await ask(client, [prompt], self.schema, **options)
             except BadReply:
                 return
-            assert validate(SCHEMA, response.content) == response.json()
+            assert validate(self.schema, response.content) == response.json()
 
     async def test_several_calls_at_once_are_all_answered(self, llm_config: LLMConfig) -> None:
         async with self.client(llm_config) as client:
             questions = [f"{self.question} Number {number}." for number in range(3)]
-            calls = [client.generate(question, max_tokens=FEW) for question in questions]
+            calls = [client.generate(question, max_tokens=self.few) for question in questions]
             responses = await asyncio.gather(*calls)
         assert [response.backend for response in responses] == [client.backend] * 3
 
@@ -247,7 +258,7 @@ class LLMContract:
             task.cancel()
             (outcome,) = await asyncio.gather(task, return_exceptions=True)
             assert isinstance(outcome, asyncio.CancelledError | LLMResponse)
-            again = await client.generate(self.question, max_tokens=FEW)
+            again = await client.generate(self.question, max_tokens=self.few)
             assert again.completion_tokens > 0
 
     async def test_a_call_that_outlasts_its_deadline_fails_in_time_and_the_client_goes_on(
@@ -260,14 +271,14 @@ class LLMContract:
             assert isinstance(fault, DeadlineExceeded)
             assert time.monotonic() - started < 5
             assert [e.code for e in recorder.of(CallFailed) if isinstance(e, CallFailed)] == ["timeout"]
-            again = await client.generate(self.question, max_tokens=FEW)
+            again = await client.generate(self.question, max_tokens=self.few)
             assert again.completion_tokens > 0
 
     async def test_a_closed_client_takes_no_more_calls_and_can_be_closed_again(
         self, llm_config: LLMConfig
     ) -> None:
         client = self.client(llm_config)
-        await client.generate(self.question, max_tokens=FEW)
+        await client.generate(self.question, max_tokens=self.few)
         await client.aclose()
         await client.aclose()
         assert isinstance(await _fault_of(client.generate(self.question)), CallCancelled)
@@ -305,10 +316,10 @@ class LLMContract:
     ) -> None:
         config = llm_config.with_values(enable_cache=True, cache_dir=str(tmp_path / "cache"))
         async with self.client(config) as client:
-            first = await client.generate(self.question, max_tokens=FEW, temperature=0)
-            second = await client.generate(self.question, max_tokens=FEW, temperature=0)
+            first = await client.generate(self.question, max_tokens=self.few, temperature=0)
+            second = await client.generate(self.question, max_tokens=self.few, temperature=0)
         async with self.client(config) as client:
-            third = await client.generate(self.question, max_tokens=FEW, temperature=0)
+            third = await client.generate(self.question, max_tokens=self.few, temperature=0)
         assert [first.cached, second.cached, third.cached] == [False, True, True]
         assert first.content == second.content == third.content
         assert first.tokens_used == second.tokens_used == third.tokens_used
@@ -317,8 +328,8 @@ class LLMContract:
         recorder = Recorder()
         config = llm_config.with_values(enable_cache=True, cache_dir=str(tmp_path / "cache"))
         async with self.client(config, recorder) as client:
-            response = await client.generate(self.question, max_tokens=FEW)
-            await client.generate(self.question, max_tokens=FEW)
+            response = await client.generate(self.question, max_tokens=self.few)
+            await client.generate(self.question, max_tokens=self.few)
         assert [type(event) for event in recorder.events] == [CacheMiss, CallStarted, CallFinished, CacheHit]
         finished = recorder.events[2]
         assert isinstance(finished, CallFinished)
