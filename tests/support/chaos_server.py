@@ -25,10 +25,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+from tests.support.canary import CANARY
 from tests.support.loopback import LoopbackServer, SeenRequest, http_message
-
-CANARY = "sk-canary-0123456789abcdefghij"
-"""A key that tests send, and that servers here echo wherever they can."""
 
 DRIP_SECONDS = 0.05
 BOMB_BYTES = 64 * 1024 * 1024

@@ -36,7 +36,9 @@ def recording(name: str) -> dict[str, Any]:
 def recordings() -> dict[str, dict[str, Any]]:
     """Every recorded exchange that was answered, by its name."""
     found = {path.stem: recording(path.stem) for path in sorted(RECORDINGS.glob("*.json"))}
-    return {name: exchange for name, exchange in found.items() if exchange.get("response", {}).get("status")}
+    return {
+        name: exchange for name, exchange in found.items() if (exchange.get("response") or {}).get("status")
+    }
 
 
 def body_of(exchange: dict[str, Any]) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import logging
 import time
-import traceback
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from llm.client import LLMClient
 from llm.config import LLMConfig
 from llm.factory import get_llm_client
 from llm.types import LLMResponse
-from tests.support.chaos_server import ANSWER, CANARY, ChaosProcess, behaviours
+from tests.support.canary import CANARY, shown_with_traceback, shows_key
+from tests.support.chaos_server import ANSWER, ChaosProcess, behaviours
 
 DEADLINE = 0.6
 GRACE = 0.25
@@ -106,20 +106,6 @@ def expected(behaviour: str, call: Call) -> type[errors.LLMError]:
     return OUTCOMES.get(behaviour, errors.BadReply)
 
 
-def everything_shown(error: BaseException) -> str:
-    """All that a log or a debugger could show of an error and of all that hangs on it."""
-    shown = "".join(traceback.format_exception(error))
-    link: BaseException | None = error
-    while link is not None:
-        shown += f"{link!r}{link}{link.args}{link.__dict__}"
-        link = link.__cause__ or link.__context__
-    return shown
-
-
-def shows_key(text: str) -> bool:
-    return any(CANARY[i : i + 8] in text for i in range(len(CANARY) - 7))
-
-
 async def fault_of(client: LLMClient, call: Call) -> tuple[errors.LLMError, float]:
     """The error that `call` ends with, and after how many seconds."""
     started = time.monotonic()
@@ -149,7 +135,7 @@ async def test_each_bad_behaviour_ends_in_time_as_its_error_and_shows_no_key(
         async with wire.backend(config(server, wire, behaviour)) as client:
             error, seconds = await fault_of(client, call)
         assert type(error) is expected(behaviour, call)
-        assert not shows_key(everything_shown(error))
+        assert not shows_key(shown_with_traceback(error))
         if seconds <= DEADLINE + GRACE:
             break
         late.append(seconds)

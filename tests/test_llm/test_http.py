@@ -7,9 +7,8 @@ import gc
 import json
 import logging
 import time
-import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,7 +20,8 @@ from llm.backends.ollama import OllamaBackend
 from llm.backends.remote import RemoteBackend
 from llm.client import LLMClient
 from llm.config import LLMConfig
-from tests.support.chaos_server import CANARY, ChaosServer
+from tests.support.canary import CANARY, shown_with_traceback, shows_key
+from tests.support.chaos_server import ChaosServer
 from tests.support.loopback import LoopbackServer, SeenRequest, http_message
 from tests.support.replay_server import ReplayServer, canned
 
@@ -37,22 +37,6 @@ BACKENDS: list[type[LLMClient]] = [OllamaBackend, RemoteBackend]
 def config(base: str, **changes: Any) -> LLMConfig:
     values = {"api_base": base, "api_key": CANARY, "model": "m", "timeout": DEADLINE, "max_reply_bytes": CAP}
     return LLMConfig(**{**values, **changes})
-
-
-def chained(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and all that hangs on it, what is hidden by `from None` included."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def everything_shown(error: BaseException) -> str:
-    shown = "".join(traceback.format_exception(error))
-    return shown + "".join(f"{link!r}{link}{link.args}{link.__dict__}" for link in chained(error))
-
-
-def shows_key(text: str) -> bool:
-    return any(CANARY[i : i + 8] in text for i in range(len(CANARY) - 7))
 
 
 async def until(happened: Callable[[], bool]) -> None:
@@ -126,7 +110,7 @@ async def test_a_key_that_no_header_can_carry_is_named_without_being_shown(
     async with backend(config("https://127.0.0.1:9/v1", api_key=key)) as client:
         with pytest.raises(errors.ConfigurationError, match="LLM_API_KEY") as caught:
             await client.generate("Hi")
-    shown = everything_shown(caught.value)
+    shown = shown_with_traceback(caught.value)
     assert key not in shown
     assert repr(key)[1:-1] not in shown
 
@@ -144,7 +128,7 @@ async def test_credentials_in_the_address_are_sent_and_never_shown(caplog: pytes
             with pytest.raises(errors.AuthenticationFailed) as caught:
                 await client.generate("Hi")
         assert server.seen[0].headers["authorization"].startswith("Basic ")
-    shown = everything_shown(caught.value) + caplog.text
+    shown = shown_with_traceback(caught.value) + caplog.text
     assert not shows_key(shown)
     assert "Ym9iOnNr" not in shown
 
@@ -304,7 +288,7 @@ async def test_an_unusable_proxy_setting_is_named_and_its_password_is_not_shown(
     exchange = HttpExchange(config("https://box.example"))
     with pytest.raises(errors.ConfigurationError, match="HTTPS_PROXY") as caught:
         await exchange.request_json("GET", "https://box.example/")
-    assert not shows_key(everything_shown(caught.value))
+    assert not shows_key(shown_with_traceback(caught.value))
     await exchange.aclose()
 
 
@@ -314,7 +298,7 @@ async def test_a_socks_proxy_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     exchange = HttpExchange(config("https://box.example"))
     with pytest.raises(errors.ConfigurationError, match="socks") as caught:
         await exchange.request_json("GET", "https://box.example/")
-    assert not shows_key(everything_shown(caught.value))
+    assert not shows_key(shown_with_traceback(caught.value))
     await exchange.aclose()
 
 
