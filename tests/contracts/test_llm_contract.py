@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,7 +11,8 @@ import pytest
 import pytest_asyncio
 
 from llm import LLMConfig
-from llm.testing import LLMContract
+from llm.errors import AuthenticationFailed, BadReply, BadRequest, ModelNotFound
+from llm.testing import Failure, LLMContract
 from tests.support import llama_server, real_ollama
 from tests.support.engines import requires_llamacpp, requires_mlx
 from tests.support.get_ollama import Unavailable
@@ -139,6 +140,42 @@ EVERY_BACKEND = [
 ]
 
 
+TOO_LONG = "word " * 4000
+"""More than the context of 2048 tokens."""
+
+
+def _too_long(config: LLMConfig) -> Failure:
+    return Failure(error=BadRequest, config=config, prompt=TOO_LONG)
+
+
+def _failures_of_ollama(config: LLMConfig) -> list[Failure]:
+    return [Failure(error=ModelNotFound, config=config.with_values(model="nope:1b"))]
+
+
+def _failures_of_remote(config: LLMConfig) -> list[Failure]:
+    if config.api_key is None:  # Ollama's /v1, which takes any key, and cuts a prompt that is too long
+        return _failures_of_ollama(config)
+    return [
+        Failure(error=AuthenticationFailed, config=config.with_values(api_key="not-the-key")),
+        _too_long(config),
+    ]
+
+
+def _failures_of_an_engine(config: LLMConfig) -> list[Failure]:
+    return [
+        Failure(error=ModelNotFound, config=config.with_values(model="/nowhere/at all")),
+        _too_long(config),
+    ]
+
+
+_FAILURES: dict[str, Callable[[LLMConfig], list[Failure]]] = {
+    "ollama": _failures_of_ollama,
+    "remote": _failures_of_remote,
+    "llamacpp": _failures_of_an_engine,
+    "mlx": _failures_of_an_engine,
+}
+
+
 class TestEveryBackend(LLMContract):
     @pytest_asyncio.fixture(params=EVERY_BACKEND)
     async def pair(self, request: pytest.FixtureRequest, engines: Engines) -> AsyncIterator[Pair]:
@@ -149,6 +186,16 @@ class TestEveryBackend(LLMContract):
     def holds_to_schemas(self, config: LLMConfig) -> bool:
         # llama.cpp ignores the schema of the Messages API, and 135M parameters do not follow words.
         return "/anthropic" not in (config.api_base or "")
+
+    def failures(self, config: LLMConfig) -> Sequence[Failure]:
+        if config.backend == "mock":
+            return ()
+        too_large = Failure(
+            error=BadReply, config=config.with_values(max_reply_bytes=1024), prompt=self.story, stream=True
+        )
+        made = _FAILURES[config.backend](config)
+        # SmolLM2 on mlx takes half a minute to write so much, and the tiny model has shown it.
+        return made if config.model.endswith("smollm2") else [*made, too_large]
 
     @pytest.fixture
     def llm_config(self, pair: Pair) -> LLMConfig:
@@ -187,6 +234,19 @@ class TestRecordedOllama(LLMContract):
         },
         "required": ["city", "population", "capital"],
     }
+
+    test_a_stop_text_ends_the_answer_before_it = None  # no recording of a chat has one
+
+    def failures(self, config: LLMConfig) -> Sequence[Failure]:
+        return [
+            *_failures_of_ollama(config),
+            Failure(
+                error=BadReply,
+                config=config.with_values(max_reply_bytes=1024),
+                prompt=self.story,
+                stream=True,
+            ),
+        ]
 
     @pytest_asyncio.fixture(
         params=[pytest.param(None, id="ollama-0.32-replay"), pytest.param(1, id="ollama-0.32-replay-cut")]
