@@ -64,8 +64,9 @@ class ReplayServer(LoopbackServer):
     """Answers each request with the recording that fits it best, or with those queued by `play`.
 
     Fitting means the same method and path. Among several, the one wins that was asked the same of the same
-    model, else the one whose request has the most of this one's shape: streamed or not, with a schema, tools,
-    thinking or a system turn or without, as many turns, the same limit of tokens. The first of equals wins.
+    model, else one of the same model, and of those the one whose request has the most of this one's shape:
+    streamed or not, with a schema, tools, thinking or a system turn or without, as many turns, the same limit
+    of tokens. The first of equals wins.
     Nothing fitting is answered 404, as Ollama does.
 
     Args:
@@ -159,16 +160,17 @@ def _loaded(exchange: str | dict[str, Any]) -> dict[str, Any]:
     return recording(exchange) if isinstance(exchange, str) else exchange
 
 
-def _likeness(exchange: dict[str, Any], body: Any) -> tuple[bool, bool, bool, int]:
+def _likeness(exchange: dict[str, Any], body: Any) -> tuple[bool, bool, bool, bool, int]:
     """How well a recording fits a request; the largest fits best."""
     recorded = exchange["request"].get("body")
     if not isinstance(recorded, dict) or not isinstance(body, dict):
-        return (recorded == body, False, False, 0)
+        return (recorded == body, False, False, False, 0)
     streams = _streams(exchange, recorded) == _streams(exchange, body)
     same = all(recorded.get(key) == body.get(key) for key in ("model", "messages"))
     answers = exchange["response"]["status"] < _REFUSES
     ours, theirs = _shape(body), _shape(recorded)
-    return (same and streams, streams, answers, sum(ours[key] == theirs[key] for key in ours))
+    model = recorded.get("model") == body.get("model")
+    return (same and streams, model, streams, answers, sum(ours[key] == theirs[key] for key in ours))
 
 
 def _streams(exchange: dict[str, Any], body: dict[str, Any]) -> bool:
