@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -15,9 +14,8 @@ from llm.errors import AuthenticationFailed, BadReply, BadRequest, ModelNotFound
 from llm.testing import Failure, LLMContract
 from tests.support import llama_server, real_ollama
 from tests.support.engines import requires_llamacpp, requires_mlx
-from tests.support.get_ollama import Unavailable
-from tests.support.llama_server import KEY, Gateway, LlamaServer
-from tests.support.real_ollama import RealOllama
+from tests.support.llama_server import KEY, Gateway
+from tests.support.real_engines import Engines
 from tests.support.replay_server import ReplayServer
 from tests.support.smollm2_mlx import make_smollm2
 from tests.support.tiny_mlx import make_tiny_model
@@ -34,39 +32,6 @@ def config(**values: object) -> LLMConfig:
     return LLMConfig.from_mapping(
         {"temperature": 0.0, "timeout": 120.0, "context_length": 2048, "enable_cache": False, **values}
     )
-
-
-class Engines:
-    """The real engines of this test run, each started when it is first needed and ended with the run."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.llama = LlamaServer()
-        self.ollama = RealOllama()
-
-    def folder_of(self, name: str, make: Callable[[Path], Path]) -> str:
-        """A model's folder, made the first time."""
-        path = self.folder / name
-        return str(path if path.exists() else make(path))
-
-    def ollama_address(self) -> str:
-        """Of the genuine Ollama; the test is skipped, with the reason, where there can be none."""
-        try:
-            return self.ollama.address
-        except Unavailable as error:
-            pytest.skip(str(error))
-
-    def close(self) -> None:
-        """End what was started."""
-        self.llama.close()
-        self.ollama.close()
-
-
-@pytest.fixture(scope="session")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
-    made = Engines(tmp_path_factory.mktemp("engines"))
-    yield made
-    made.close()
 
 
 @asynccontextmanager
