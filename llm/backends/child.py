@@ -313,7 +313,7 @@ class EngineProcess:
                 inflow.put(message)
         elif (answer := self._waiting.get(message["id"])) is not None and not answer.done():
             if "error" in message:
-                answer.set_exception(_error(message["error"]))
+                answer.set_exception(self._refused(message["error"]))
             else:
                 answer.set_result(message)
 
@@ -366,7 +366,7 @@ class EngineProcess:
         if self._failure is not None:
             return self._failure
         if self._refusal is not None:
-            return _error(self._refusal, self._last_words() if self._refusal.get("stderr") else "")
+            return self._refused(self._refusal, self._last_words() if self._refusal.get("stderr") else "")
         code = None if self._process is None else self._process.returncode
         msg = f"the {self._name} engine process {_cause(code)}; the next call starts a new one"
         return ServerError(_with_words(msg, self._last_words()))
@@ -374,8 +374,16 @@ class EngineProcess:
     def _last_words(self) -> str:
         lines = self._stderr.decode("utf-8", errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
-        secrets = () if self._launch is None else self._launch.secrets
-        return redact(" | ".join(said[-3:])[-300:], secrets)
+        return redact(" | ".join(said[-3:])[-300:], self._secrets())
+
+    def _refused(self, said: Mapping[str, Any], words: str = "") -> LLMError:
+        """What the child says went wrong; a library's text in it may name a proxy with its password."""
+        secrets = self._secrets()
+        message = redact(said["message"], secrets) if secrets else said["message"]
+        return _error({**said, "message": message}, words)
+
+    def _secrets(self) -> tuple[str, ...]:
+        return () if self._launch is None else self._launch.secrets
 
 
 def _open(pipe: Pipe | None) -> Pipe:
