@@ -275,7 +275,13 @@ class EngineProcess:
         except OSError as error:
             msg = f"the {self._name} engine cannot be started with {sys.executable}: {error}"
             self._failure = ConnectionFailed(msg)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:  # too long, no JSON, no object
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:  # too long, no JSON, no object
             msg = f"the {self._name} engine process sent what cannot be read ({type(error).__name__})"
             self._failure = ServerError(msg)
         finally:
@@ -305,10 +311,10 @@ class EngineProcess:
             if not self._ready.done():
                 self._ready.set_result(message["ready"])
         elif "id" not in message:
-            self._refusal = message["error"]
+            self._refusal = _refusal(message["error"])
         elif (inflow := self._streams.get(message["id"])) is not None:
             if "error" in message:
-                inflow.fail(_error(message["error"]))
+                inflow.fail(self._refused(message["error"]))
             else:
                 inflow.put(message)
         elif (answer := self._waiting.get(message["id"])) is not None and not answer.done():
@@ -376,11 +382,11 @@ class EngineProcess:
         said = [line.strip() for line in lines if line.strip()]
         return redact(" | ".join(said[-3:])[-300:], self._secrets())
 
-    def _refused(self, said: Mapping[str, Any], words: str = "") -> LLMError:
+    def _refused(self, said: Any, words: str = "") -> LLMError:
         """What the child says went wrong; a library's text in it may name a proxy with its password."""
-        secrets = self._secrets()
-        message = redact(said["message"], secrets) if secrets else said["message"]
-        return _error({**said, "message": message}, words)
+        found, secrets = _refusal(said), self._secrets()
+        message = redact(found["message"], secrets) if secrets else found["message"]
+        return _ERRORS.get(found["code"], ServerError)(_with_words(message, words))
 
     def _secrets(self) -> tuple[str, ...]:
         return () if self._launch is None else self._launch.secrets
@@ -394,8 +400,10 @@ def _open(pipe: Pipe | None) -> Pipe:
     return pipe
 
 
-def _error(said: Mapping[str, Any], words: str = "") -> LLMError:
-    return _ERRORS.get(said["code"], ServerError)(_with_words(said["message"], words))
+def _refusal(said: Any) -> dict[str, Any]:
+    """The child's error with its code and message, whatever was sent as one: nobody may wait for ever."""
+    found = dict(said) if isinstance(said, Mapping) else {"message": said}
+    return {**found, "code": str(found.get("code")), "message": str(found.get("message"))}
 
 
 def _with_words(message: str, words: str) -> str:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from llm.backends.child import EngineProcess, Launch
 from llm.backends.mlx import MLXBackend
 from llm.config import LLMConfig
-from llm.errors import LLMError
+from llm.errors import DeadlineExceeded, LLMError
 from llm.types import LLMMessage, LLMRequest, LLMResponse
 from tests.support.canary import CANARY, links, shown, shows_key
 from tests.support.hostile import changed, programs
@@ -100,7 +100,7 @@ def json_lines(texts: Sequence[str]) -> bytes:
 
 async def answered(lines: bytes, *, stream: bool) -> LLMResponse | LLMError:
     """What a caller gets."""
-    config = LLMConfig(backend="mlx", model="m", enable_cache=False, timeout=20.0)
+    config = LLMConfig(backend="mlx", model="m", enable_cache=False, timeout=3.0)
     async with MLXBackend(config) as client:
         client._host = Host(lines)  # type: ignore[assignment]  # what is used of it
         try:
@@ -121,6 +121,7 @@ async def answered(lines: bytes, *, stream: bool) -> LLMResponse | LLMError:
 @given(seed=st.sampled_from(SEEDS), program=programs, stream=st.booleans())
 def attempt(run: Callable[..., Any], seed: Sequence[str], program: bytes, *, stream: bool) -> None:
     outcome = run(answered(changed(seed, program, json_lines), stream=stream))
+    assert not isinstance(outcome, DeadlineExceeded), "the caller was left waiting"
     if isinstance(outcome, LLMError):
         assert not any(shows_key(shown(link)) for link in links(outcome) if isinstance(link, LLMError))
         return
