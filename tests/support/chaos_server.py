@@ -79,6 +79,8 @@ class ChaosProcess:
 def main() -> None:
     """Serve until stdin ends; the address is the first line on stdout."""
 
+    _bomb()  # takes a while to make, which is not the client's to wait for
+
     async def serve() -> None:
         async with ChaosServer() as server:
             print(server.url, flush=True)
