@@ -17,7 +17,7 @@ from tests.support.engines import requires_llamacpp, requires_mlx
 from tests.support.llama_server import KEY, Gateway
 from tests.support.real_engines import Engines
 from tests.support.replay_server import ReplayServer
-from tests.support.smollm2_mlx import make_smollm2
+from tests.support.smollm_mlx import make_smollm
 from tests.support.tiny_mlx import make_tiny_model
 
 pytestmark = pytest.mark.contract
@@ -79,7 +79,7 @@ async def mlx_tiny(engines: Engines) -> AsyncIterator[Pair]:
 
 @asynccontextmanager
 async def mlx_smollm2(engines: Engines) -> AsyncIterator[Pair]:
-    yield _mlx(engines, engines.folder_of("smollm2", make_smollm2))
+    yield _mlx(engines, engines.folder_of("smollm2", make_smollm))
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from llm.types import TextChunk
 from tests.support import llama_server, real_ollama
 from tests.support.engines import becomes_true, cpu_seconds, requires_llamacpp, requires_mlx
 from tests.support.real_engines import Engines
-from tests.support.smollm2_mlx import make_smollm2
+from tests.support.smollm_mlx import make_smollm
 
 pytestmark = [pytest.mark.contract, pytest.mark.engine]
 
@@ -65,7 +65,7 @@ def llamacpp(engines: Engines) -> Engine:
 
 
 def mlx(engines: Engines) -> Engine:
-    model = engines.folder_of("smollm2", make_smollm2)
+    model = engines.folder_of("smollm2", make_smollm)
     cache = str(engines.folder / "cache")
     return Engine(config(backend="mlx", model=model, cache_dir=cache), _new_children())
 
