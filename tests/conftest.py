@@ -14,6 +14,7 @@ NOBODY = "http://127.0.0.1:1"
 
 # Twins for tests, and what runs before the loop matters or has it for itself: settings and commands.
 MAY_BLOCK = [
+    "llm.contract",
     "llm.testing",
     "agents.testing",
     "daemon.cli",

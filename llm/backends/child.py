@@ -275,7 +275,13 @@ class EngineProcess:
         except OSError as error:
             msg = f"the {self._name} engine cannot be started with {sys.executable}: {error}"
             self._failure = ConnectionFailed(msg)
-        except (ValueError, LookupError, TypeError, AttributeError) as error:  # too long, no JSON, no object
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+        ) as error:  # too long, no JSON, no object
             msg = f"the {self._name} engine process sent what cannot be read ({type(error).__name__})"
             self._failure = ServerError(msg)
         finally:
@@ -305,15 +311,15 @@ class EngineProcess:
             if not self._ready.done():
                 self._ready.set_result(message["ready"])
         elif "id" not in message:
-            self._refusal = message["error"]
+            self._refusal = _refusal(message["error"])
         elif (inflow := self._streams.get(message["id"])) is not None:
             if "error" in message:
-                inflow.fail(_error(message["error"]))
+                inflow.fail(self._refused(message["error"]))
             else:
                 inflow.put(message)
         elif (answer := self._waiting.get(message["id"])) is not None and not answer.done():
             if "error" in message:
-                answer.set_exception(_error(message["error"]))
+                answer.set_exception(self._refused(message["error"]))
             else:
                 answer.set_result(message)
 
@@ -366,7 +372,7 @@ class EngineProcess:
         if self._failure is not None:
             return self._failure
         if self._refusal is not None:
-            return _error(self._refusal, self._last_words() if self._refusal.get("stderr") else "")
+            return self._refused(self._refusal, self._last_words() if self._refusal.get("stderr") else "")
         code = None if self._process is None else self._process.returncode
         msg = f"the {self._name} engine process {_cause(code)}; the next call starts a new one"
         return ServerError(_with_words(msg, self._last_words()))
@@ -374,8 +380,16 @@ class EngineProcess:
     def _last_words(self) -> str:
         lines = self._stderr.decode("utf-8", errors="replace").split("\n")
         said = [line.strip() for line in lines if line.strip()]
-        secrets = () if self._launch is None else self._launch.secrets
-        return redact(" | ".join(said[-3:])[-300:], secrets)
+        return redact(" | ".join(said[-3:])[-300:], self._secrets())
+
+    def _refused(self, said: Any, words: str = "") -> LLMError:
+        """What the child says went wrong; a library's text in it may name a proxy with its password."""
+        found, secrets = _refusal(said), self._secrets()
+        message = redact(found["message"], secrets) if secrets else found["message"]
+        return _ERRORS.get(found["code"], ServerError)(_with_words(message, words))
+
+    def _secrets(self) -> tuple[str, ...]:
+        return () if self._launch is None else self._launch.secrets
 
 
 def _open(pipe: Pipe | None) -> Pipe:
@@ -386,8 +400,10 @@ def _open(pipe: Pipe | None) -> Pipe:
     return pipe
 
 
-def _error(said: Mapping[str, Any], words: str = "") -> LLMError:
-    return _ERRORS.get(said["code"], ServerError)(_with_words(said["message"], words))
+def _refusal(said: Any) -> dict[str, Any]:
+    """The child's error with its code and message, whatever was sent as one: nobody may wait for ever."""
+    found = dict(said) if isinstance(said, Mapping) else {"message": said}
+    return {**found, "code": str(found.get("code")), "message": str(found.get("message"))}
 
 
 def _with_words(message: str, words: str) -> str:

@@ -38,7 +38,8 @@ from llm.types import (
     ThinkingChunk,
     ToolCall,
 )
-from llm.wire.common import clean, no_answer
+from llm.wire.common import as_text, clean, no_answer
+from llm.wire.common import count as counted
 
 _SCRIPT = Path(__file__).parent.parent / "engines" / "mlx_worker.py"
 
@@ -194,12 +195,12 @@ class MLXBackend(LLMClient):
         return mlx_files.unavailable_reason(model) is None and mlx_files.is_local(model)
 
     def _read(self, answer: Mapping[str, Any], request: LLMRequest) -> LLMResponse:
-        content = clean(answer["text"])
+        content = as_text(answer.get("text"), "text")
         calls = tuple(
             ToolCall(id=f"call_{secrets.token_hex(8)}", name=call["name"], arguments=call["arguments"])
             for call in answer["tool_calls"]
         )
-        finish: FinishReason = "length" if answer["finish"] == "length" else "stop"
+        finish: FinishReason = "length" if answer.get("finish") == "length" else "stop"
         if not content and finish == "length" and not calls:
             raise no_answer(request, thinking=True)
         return LLMResponse(
@@ -207,11 +208,11 @@ class MLXBackend(LLMClient):
             model=request.model,
             backend=self.backend,
             finish_reason="tool_calls" if calls else finish,
-            prompt_tokens=answer["prompt_tokens"],
-            completion_tokens=answer["completion_tokens"],
-            cached_tokens=answer["prompt_cached"],
-            thinking_tokens=answer["thinking_tokens"],
-            thinking=clean(answer["thinking"]),
+            prompt_tokens=counted(answer, "prompt_tokens"),
+            completion_tokens=counted(answer, "completion_tokens"),
+            cached_tokens=counted(answer, "prompt_cached"),
+            thinking_tokens=counted(answer, "thinking_tokens"),
+            thinking=as_text(answer.get("thinking"), "thinking"),
             tool_calls=calls,
         )
 

@@ -62,7 +62,7 @@ class MockBackend(LLMClient):
             BadRequest: no answer that fits the schema can be made.
         """
         response = await self.send(request)
-        for word in re.findall(r"\s*\S+", response.content):
+        for word in re.findall(r"\s*\S+|\s+\Z", response.content):
             yield TextChunk(word)
             await asyncio.sleep(0)
         yield StreamEnd(response)

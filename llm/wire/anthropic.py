@@ -261,6 +261,8 @@ class MessageStream:
     def __init__(self, request: LLMRequest, *, backend: str) -> None:
         self._request, self._backend = request, backend
         self._blocks: dict[Any, _Block] = {}
+        self._texts: list[str] = []  # as they came, so that the pieces told are the answer told
+        self._thoughts: list[str] = []
         self._message: Mapping[str, Any] = {}
         self._usage: dict[str, Any] = {}
         self._stop: Any = None
@@ -277,8 +279,10 @@ class MessageStream:
         if kind == "content_block_delta":
             return self._delta(event)
         if kind == "content_block_start":
-            self._blocks[_index(event)] = _Block(as_object(event.get("content_block"), "content block"))
-        elif kind == "message_start":
+            block = _Block(as_object(event.get("content_block"), "content block"))
+            self._blocks[_index(event)] = block
+            return self._told(block.begin())
+        if kind == "message_start":
             self._message = as_object(event.get("message"), "message")
             self._count(self._message)
         elif kind == "message_delta":
@@ -296,7 +300,15 @@ class MessageStream:
         self._blocks = {n: _Block(as_object(block, "content block")) for n, block in enumerate(blocks)}
         self._message, self._stop, self._ended = message, message.get("stop_reason"), True
         self._count(message)
-        return [chunk for block in self._blocks.values() for chunk in block.chunks()]
+        return [chunk for block in self._blocks.values() for chunk in self._told(block.chunks())]
+
+    def _told(self, chunks: Sequence[Chunk]) -> Sequence[Chunk]:
+        for chunk in chunks:
+            if isinstance(chunk, TextChunk):
+                self._texts.append(chunk.text)
+            elif isinstance(chunk, ThinkingChunk):
+                self._thoughts.append(chunk.text)
+        return chunks
 
     def _delta(self, event: Mapping[str, Any]) -> Sequence[Chunk]:
         block = self._blocks.get(_index(event))
@@ -306,9 +318,11 @@ class MessageStream:
         delta = as_object(event.get("delta"), "delta")
         if delta.get("type") == "text_delta":
             text = block.more("text", delta)
+            self._texts.append(text)
             return (TextChunk(text),) if text else ()
         if delta.get("type") == "thinking_delta":
             text = block.more("thinking", delta)
+            self._thoughts.append(text)
             return (ThinkingChunk(text),) if text else ()
         if delta.get("type") == "input_json_delta":
             block.more("partial_json", delta)
@@ -331,7 +345,7 @@ class MessageStream:
             msg = "the stream broke off before its end (no message_stop); the model's engine may have died"
             raise BadReply(msg)
         request, blocks = self._request, [block.whole() for _, block in sorted(self._blocks.items())]
-        text, thinking = _joined(blocks, "text"), _joined(blocks, "thinking")
+        text, thinking = "".join(self._texts), "".join(self._thoughts)
         calls = tuple(_call(block) for block in blocks if block.get("type") == "tool_use")
         word = self._stop
         reason = _STOP.get(word, "other") if isinstance(word, str) else "other"
@@ -365,12 +379,19 @@ class _Block:
         self._pieces.setdefault(key, []).append(text)
         return text
 
+    def begin(self) -> Sequence[Chunk]:
+        """What is said where a block begins: nothing as a rule, but it may have words already."""
+        return self.chunks() if self._begun.get("text") or self._begun.get("thinking") else ()
+
     def chunks(self) -> Sequence[Chunk]:
-        block = self.whole()
-        if block.get("type") == "text" and block.get("text"):
-            return (TextChunk(as_text(block["text"], "content block")),)
-        if block.get("type") == "thinking" and block.get("thinking"):
-            return (ThinkingChunk(as_text(block["thinking"], "content block")),)
+        """What a block says that is there as a whole."""
+        kind = self._begun.get("type")
+        if kind == "text":
+            text = as_text(self._begun.get("text"), "content block")
+            return (TextChunk(text),) if text else ()
+        if kind == "thinking":
+            text = as_text(self._begun.get("thinking"), "content block")
+            return (ThinkingChunk(text),) if text else ()
         return ()
 
     def whole(self) -> dict[str, Any]:
@@ -390,11 +411,6 @@ def _index(event: Mapping[str, Any]) -> int:
         msg = "a content block of the stream has no index"
         raise BadReply(msg)
     return index
-
-
-def _joined(blocks: Sequence[Mapping[str, Any]], kind: str) -> str:
-    """The text of all blocks of a kind."""
-    return "".join(as_text(b.get(kind), "content block") for b in blocks if b.get("type") == kind)
 
 
 def _kept(blocks: Sequence[Mapping[str, Any]]) -> str:

@@ -38,7 +38,7 @@ class BodyBytes:
         if self._inflate is not None:
             chunk = self._inflated(chunk)
             self._given += len(chunk)
-        # Received bytes count too: what follows the end of a gzip stream is kept by zlib.
+        # Received bytes count too: after the end of a gzip stream there may come others without an end.
         if self._received > self._cap or self._given > self._cap:
             msg = f"the reply is larger than {self._cap} bytes (LLM_MAX_REPLY_BYTES)"
             raise BadReply(msg)
@@ -46,6 +46,8 @@ class BodyBytes:
 
     def _inflated(self, chunk: bytes) -> bytes:
         assert self._inflate is not None  # noqa: S101 - for the type checker; `take` looked
+        if self._inflate.eof:
+            return b""  # what follows is no part of the reply, and zlib would keep and copy all of it
         try:
             return self._inflate.decompress(chunk, self._cap + 1 - self._given)
         except zlib.error:

@@ -72,11 +72,11 @@ class _Lines:
         if b"\n" not in data:
             self._pieces.append(data)
             return []
-        if self._pieces:
-            self._pieces.append(data)
-            data = b"".join(self._pieces)
         lines = data.split(b"\n")
         rest = lines.pop()
+        if self._pieces:
+            self._pieces.append(lines[0])
+            lines[0] = b"".join(self._pieces)
         self._pieces = [rest] if rest else []
         return lines
 
@@ -139,7 +139,10 @@ class EventStream:
         if b"\r" in data or self._after_return:
             data = self._with_plain_ends(data)
         values: list[Any] = []
-        for line in self._lines.feed(data):
+        lines = self._lines.feed(data)
+        lines.reverse()
+        while lines:
+            line = lines.pop()  # a long one is not held any more when its event is read
             if line:
                 self._field(line)
             elif not self._data:

@@ -225,7 +225,7 @@ class ChatStream:
     def __init__(self, request: LLMRequest, *, backend: str) -> None:
         self._request, self._backend = request, backend
         self._texts: list[str] = []
-        self._refusals: list[str] = []
+        self._refused = False
         self._thoughts: list[str] = []
         self._calls: list[PartialCall] = []
         self._model = ""
@@ -283,8 +283,9 @@ class ChatStream:
             self._texts.append(text)
             chunks.append(TextChunk(text))
         if message.get("refusal"):
-            self._refusals.append(as_text(message["refusal"], "message.refusal"))
-            chunks.append(TextChunk(self._refusals[-1]))
+            self._texts.append(as_text(message["refusal"], "message.refusal"))
+            chunks.append(TextChunk(self._texts[-1]))
+            self._refused = True
         for call in as_list(message.get("tool_calls") or [], "tool_calls"):
             self._take_call(as_object(call, "tool_calls[]"))
         return chunks
@@ -348,9 +349,9 @@ class ChatStream:
     def _content(self) -> tuple[str, FinishReason]:
         """The text and why it ended; silence is an answer only of a model that ended by itself."""
         reason: FinishReason = "other" if self._finish is None else _FINISH.get(self._finish, "other")
-        if self._refusals:
-            return "".join(self._refusals), "content_filter"
         text = "".join(self._texts)
+        if self._refused:
+            return text, "content_filter"
         if self._calls:  # some gateways say "stop" although a call is wanted
             return text, "length" if reason == "length" else "tool_calls"
         if not text and reason != "content_filter":
