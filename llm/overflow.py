@@ -22,18 +22,18 @@ _SHORTEST = 200  # characters; a text is not cut below this
 _MOST_CHARACTERS = 8  # a token of natural text has no more on average
 _FEWEST_CHARACTERS = 2  # and with numbers and code not fewer
 
+# Patterns as texts: they are compiled, and kept by `re`, when a server first refuses something.
 _TOLD = (
     # llama.cpp and Ollama; vLLM and OpenAI, twice; Anthropic
-    re.compile(r"\((?P<prompt>\d+) tokens\) exceeds the available context size \((?P<context>\d+) tokens\)"),
-    re.compile(
-        r"maximum context length is (?P<context>\d+) tokens.{0,200}?"
-        r"(?:resulted in|requested|contains|prompt has) (?:about )?(?P<prompt>\d+)( input)? tokens",
-        re.DOTALL,
+    r"\((?P<prompt>\d+) tokens\) exceeds the available context size \((?P<context>\d+) tokens\)",
+    (
+        r"(?s)maximum context length is (?P<context>\d+) tokens.{0,200}?"
+        r"(?:resulted in|requested|contains|prompt has) (?:about )?(?P<prompt>\d+)( input)? tokens"
     ),
-    re.compile(r"input tokens? exceeds? the .{0,40}limit of (?P<context>\d+)"),
-    re.compile(r"prompt is too long: (?P<prompt>\d+) tokens > (?P<context>\d+)"),
+    r"input tokens? exceeds? the .{0,40}limit of (?P<context>\d+)",
+    r"prompt is too long: (?P<prompt>\d+) tokens > (?P<context>\d+)",
 )
-_SAID = re.compile(r"context[ _](length|size|window)|prompt is too long|too many tokens", re.IGNORECASE)
+_SAID = r"(?i)context[ _](length|size|window)|prompt is too long|too many tokens"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +52,11 @@ class TooLong:
 def too_long(complaint: str) -> TooLong | None:
     """What a refusal says about the prompt's length; None when it is about something else."""
     for pattern in _TOLD:
-        found = pattern.search(complaint)
+        found = re.search(pattern, complaint)
         if found is not None:
             numbers = {name: int(digits) for name, digits in found.groupdict().items()}
             return TooLong(**numbers)
-    return TooLong() if _SAID.search(complaint) else None
+    return TooLong() if re.search(_SAID, complaint) else None
 
 
 def characters(messages: Sequence[LLMMessage]) -> int:

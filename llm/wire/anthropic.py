@@ -43,23 +43,17 @@ _NEWEST = Takes(temperature=False, top_p=False, both=False, seed=False, limits=F
 # know no schemas (so does Ollama's). An unknown, newer Claude takes no sampling parameters, as all since 4.7,
 # holds its reply to a schema, as all since 4.5, and is only told how hard to think: since 5.5 thinking
 # cannot be switched off, and a budget is refused.
-_MODELS: tuple[tuple[re.Pattern[str], Takes], ...] = tuple(
-    (re.compile(pattern), takes)
-    for pattern, takes in (
-        ("(?!claude)", _OTHERS),
-        ("claude-3-7|claude-3\\.7", replace(_OLDEST, thinking="budget")),
-        ("claude-(2|instant|3)", _OLDEST),
-        (
-            r"claude-(opus|sonnet)-4(-[01]|-20\d{6})?(-20\d{6})?$",
-            replace(_OLDEST, thinking="budget"),
-        ),
-        (
-            r"claude-(opus|sonnet|haiku)-4-5",
-            Takes(both=False, seed=False, limits=False, effort=False, thinking="budget"),
-        ),
-        (r"claude-\w+-(4-\d|5(-20|$))", replace(_NEWEST, thinking="adaptive", least="")),
-        ("", _NEWEST),
-    )
+_MODELS: tuple[tuple[str, Takes], ...] = (
+    ("(?!claude)", _OTHERS),
+    (r"claude-3-7|claude-3\.7", replace(_OLDEST, thinking="budget")),
+    ("claude-(2|instant|3)", _OLDEST),
+    (r"claude-(opus|sonnet)-4(-[01]|-20\d{6})?(-20\d{6})?$", replace(_OLDEST, thinking="budget")),
+    (
+        r"claude-(opus|sonnet|haiku)-4-5",
+        Takes(both=False, seed=False, limits=False, effort=False, thinking="budget"),
+    ),
+    (r"claude-\w+-(4-\d|5(-20|$))", replace(_NEWEST, thinking="adaptive", least="")),
+    ("", _NEWEST),
 )
 
 _BUDGETS: Mapping[str, int] = {"low": 1024, "medium": 4096, "high": 16384}
@@ -103,7 +97,7 @@ def full_name(model: str) -> str:
 
 def takes(model: str, version: str = VERSION) -> Takes:
     """What may be sent for `model`; to a Claude never temperature and top_p together."""
-    found = next(found for pattern, found in _MODELS if pattern.match(model))
+    found = next(found for pattern, found in _MODELS if re.match(pattern, model))
     return found if version < WITHOUT_SAMPLING else replace(found, temperature=False, top_p=False)
 
 

@@ -53,16 +53,16 @@ _REASONS = Takes(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Family:
-    """Models of OpenAI by the beginning of their names."""
+    """Models of OpenAI by the beginning of their names; a pattern is compiled when it is first looked at."""
 
-    pattern: re.Pattern[str]
+    pattern: str
     takes: Takes
     context: int | None
     tools: bool = True
 
 
 def _family(pattern: str, takes: Takes, context: int | None, *, tools: bool = True) -> _Family:
-    return _Family(pattern=re.compile(pattern), takes=takes, context=context, tools=tools)
+    return _Family(pattern=pattern, takes=takes, context=context, tools=tools)
 
 
 # First match wins. Reasoning models refuse sampling parameters and the older name of the token limit;
@@ -112,7 +112,7 @@ def takes(model: str, *, vendor: bool) -> Takes:
 
 def _family_of(model: str) -> _Family:
     name = model.removeprefix("ft:")
-    return next(family for family in _OPENAI if family.pattern.match(name))
+    return next(family for family in _OPENAI if re.match(family.pattern, name))
 
 
 def capabilities(model: str, gateway: Gateway, accepted: Takes) -> Capabilities:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 import unicodedata
 from collections.abc import Iterable
@@ -39,6 +38,8 @@ def _one_line(text: str) -> str:
 
 
 def _forms(secret: str) -> set[str]:
+    import html  # noqa: PLC0415 - its table of entities is read only when something went wrong
+
     raw = secret.encode("utf-8", errors="replace")
     return {
         secret,

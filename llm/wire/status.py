@@ -45,16 +45,17 @@ _STATUS: Mapping[str, int] = {
 }
 """What the words of an error that comes inside a 200 would have been as a status."""
 
-_SPENT = re.compile(
-    r"(spend|spending|usage|monthly) (limit|cap)|credit balance is too low|insufficient (balance|credits?)",
-    re.IGNORECASE,
+# Patterns as texts: they are compiled, and kept by `re`, when a server first refuses something.
+_SPENT = (
+    r"(?i)(spend|spending|usage|monthly) (limit|cap)|credit balance is too low|"
+    r"insufficient (balance|credits?)"
 )
 """Anthropic answers 400 when a limit that the account's owner set is reached."""
 
-_CANNOT = re.compile(r"does not support (chat|tools|thinking|embeddings?|generate|insert|images|vision)\b")
+_CANNOT = r"does not support (chat|tools|thinking|embeddings?|generate|insert|images|vision)\b"
 
-_LOCATION = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//(?:[^/@]*@)?([^/?#@]+)", re.IGNORECASE)
-_MODEL = re.compile(r"\bmodels?\b", re.IGNORECASE)
+_LOCATION = r"(?i)(?:[a-z][a-z0-9+.-]*:)?//(?:[^/@]*@)?([^/?#@]+)"
+_MODEL = r"(?i)\bmodels?\b"
 _SPEAKING = ("error", "message", "detail")
 _WRAPPINGS = 4
 """Ollama wraps its runner's error object as text in its own; more layers than this are not looked through."""
@@ -163,9 +164,9 @@ def _translate(refusal: Refusal, said: _Said, text: str) -> LLMError:
         return kind(text + hint)
     if status == 404 or (status == 400 and "model_not_found" in said.words):
         return _not_found(said, text)
-    if status == 429 or (status == 400 and _SPENT.search(said.message)):
+    if status == 429 or (status == 400 and re.search(_SPENT, said.message)):
         return _limited(refusal, said, text)
-    if status == 501 or (status == 400 and _CANNOT.search(said.message)):
+    if status == 501 or (status == 400 and re.search(_CANNOT, said.message)):
         return NotSupported(text)
     return _failed(refusal, text)
 
@@ -181,7 +182,7 @@ def _failed(refusal: Refusal, text: str) -> LLMError:
 
 def _redirected(refusal: Refusal) -> ConfigurationError:
     """A redirect would carry the prompt, and perhaps the key, to a place that nobody configured."""
-    target = _LOCATION.match(refusal.headers.get("location", ""))
+    target = re.match(_LOCATION, refusal.headers.get("location", ""))
     where = redact(target[1], refusal.secrets) if target else "another path"
     return ConfigurationError(
         f"{refusal.server} redirects to {where} (HTTP {refusal.status}), which is refused so that prompt and "
@@ -190,7 +191,7 @@ def _redirected(refusal: Refusal) -> ConfigurationError:
 
 
 def _not_found(said: _Said, text: str) -> BadRequest:
-    if "model_not_found" in said.words or _MODEL.search(said.message):
+    if "model_not_found" in said.words or re.search(_MODEL, said.message):
         return ModelNotFound(f"{text}; set LLM_MODEL to a model that this server lists")
     return BadRequest(f"{text}; the path may be wrong: check LLM_API_BASE")
 
@@ -200,7 +201,7 @@ def _limited(refusal: Refusal, said: _Said, text: str) -> RateLimited:
     # Anthropic's monthly spend limit is a rate_limit_error that names no time to wait.
     quota = (
         bool(said.words & _QUOTA)
-        or _SPENT.search(said.message) is not None
+        or re.search(_SPENT, said.message) is not None
         or (wait is None and {"error", "rate_limit_error"} <= said.words)
     )
     if quota:

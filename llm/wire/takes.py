@@ -69,10 +69,10 @@ class Takes:
 
     def after(self, complaint: str) -> Takes | None:
         """What is left after a server refused a request with `complaint`; None if it is not about these."""
-        if not _REFUSES.search(complaint) or _BAD_SCHEMA.search(complaint):
+        if not re.search(_REFUSES, complaint) or re.search(_BAD_SCHEMA, complaint):
             return None
         for pattern, narrower in _narrowings(self):
-            if narrower != self and pattern.search(complaint):
+            if narrower != self and re.search(pattern, complaint):
                 return narrower
         return None
 
@@ -86,22 +86,22 @@ def sampling_of(takes: Takes) -> frozenset[str]:
     return frozenset(name for name, taken in found.items() if taken)
 
 
-_REFUSES = re.compile(
-    r"unsupported|not supported|not support|not permitted|not allowed|unrecogni[sz]ed|unknown|unexpected|"
-    r"cannot both|not compatible|deprecated",
-    re.IGNORECASE,
+# Patterns as texts: they are compiled, and kept by `re`, when a server first refuses something.
+_REFUSES = (
+    r"(?i)unsupported|not supported|not support|not permitted|not allowed|unrecogni[sz]ed|unknown|unexpected|"
+    r"cannot both|not compatible|deprecated"
 )
-_BAD_SCHEMA = re.compile("invalid schema|schema conversion", re.IGNORECASE)
+_BAD_SCHEMA = "(?i)invalid schema|schema conversion"
 """One schema is wrong, which says nothing about the next; its author has to hear of it."""
 
-_CAP = re.compile(r"max_tokens|max_completion_tokens")
-_BOTH = re.compile(r"temperature.{0,20}top_p.{0,40}both|both.{0,40}temperature.{0,20}top_p", re.IGNORECASE)
-_SCHEMA = re.compile(r"response_format|output_config(?!.{0,3}effort)|json_schema|output_format")
-_EFFORT = re.compile(r"reasoning_effort|output_config.{0,3}effort|\beffort\b|does not support thinking")
-_THINKING = re.compile(r"\bthinking\b")
+_CAP = r"max_tokens|max_completion_tokens"
+_BOTH = r"(?i)temperature.{0,20}top_p.{0,40}both|both.{0,40}temperature.{0,20}top_p"
+_SCHEMA = r"response_format|output_config(?!.{0,3}effort)|json_schema|output_format"
+_EFFORT = r"reasoning_effort|output_config.{0,3}effort|\beffort\b|does not support thinking"
+_THINKING = r"\bthinking\b"
 
 
-def _narrowings(takes: Takes) -> list[tuple[re.Pattern[str], Takes]]:
+def _narrowings(takes: Takes) -> list[tuple[str, Takes]]:
     """Each parameter by which a complaint may call it, and what to do without it."""
     other: Literal["max_tokens", "max_completion_tokens"] = (
         "max_completion_tokens" if takes.cap == "max_tokens" else "max_tokens"
@@ -109,13 +109,13 @@ def _narrowings(takes: Takes) -> list[tuple[re.Pattern[str], Takes]]:
     return [
         (_BOTH, replace(takes, both=False)),
         (_CAP, replace(takes, cap=other)),
-        (re.compile("temperature"), replace(takes, temperature=False)),
-        (re.compile("top_p"), replace(takes, top_p=False)),
-        (re.compile(r"\b(random_)?seed\b"), replace(takes, seed=False)),
-        (re.compile("stream_options|include_usage"), replace(takes, usage=False)),
-        (re.compile("chat_template|enable_thinking"), replace(takes, switch=False)),
+        ("temperature", replace(takes, temperature=False)),
+        ("top_p", replace(takes, top_p=False)),
+        (r"\b(random_)?seed\b", replace(takes, seed=False)),
+        ("stream_options|include_usage", replace(takes, usage=False)),
+        ("chat_template|enable_thinking", replace(takes, switch=False)),
         (_EFFORT, replace(takes, effort=False, least="")),
         (_THINKING, replace(takes, thinking="")),
-        (re.compile(r"['\"`]stop['\"`]|\bstop_sequences\b|parameter:? stop\b"), replace(takes, stop=False)),
+        (r"['\"`]stop['\"`]|\bstop_sequences\b|parameter:? stop\b", replace(takes, stop=False)),
         (_SCHEMA, replace(takes, schema=False)),
     ]

@@ -32,7 +32,9 @@ def message(done: Ended, name: str) -> str:
     return next(f"{c['message']} {c['way_out']}" for c in done.data["checks"] if c["name"] == name)
 
 
-def test_on_a_fresh_machine_everything_is_ok_and_nothing_is_made(garden: Program) -> None:
+def test_on_a_fresh_machine_everything_is_ok_and_nothing_is_made_but_the_record_of_its_question(
+    garden: Program,
+) -> None:
     before = sorted(path.name for path in (garden.folder / "data").iterdir())
     done = garden.call("doctor", "--json")
     assert done.code == 0, done
@@ -42,7 +44,8 @@ def test_on_a_fresh_machine_everything_is_ok_and_nothing_is_made(garden: Program
          "port", "model", "structured answers", "clock"),
         "ok",
     )  # fmt: skip
-    assert sorted(path.name for path in (garden.folder / "data").iterdir()) == before
+    after = sorted(path.name for path in (garden.folder / "data").iterdir())
+    assert after == sorted([*before, "llm_usage.sqlite3"]), "the question may have cost something"
 
 
 def test_for_people_each_check_is_a_line_and_the_last_line_is_the_verdict(garden: Program) -> None:
