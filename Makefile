@@ -4,6 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := --constraint constraints.txt
+# Test files are spread over the cores; 1 runs them one after the other.
+WORKERS ?= auto
 EXACT = $(shell sed -n 's/^$(1)==/$(1)==/p' constraints.txt)
 
 # The engines that have wheels here: llama.cpp on every 64-bit system, mlx where it is at home.
@@ -26,7 +28,7 @@ run: .venv/ready ## set up everything and run the daemon until Ctrl-C
 
 test: .venv/ready-dev ## set up everything and run all tests with coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

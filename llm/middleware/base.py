@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from functools import partial, reduce
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from llm.events import CallEvent, Observer
 from llm.types import Chunk, Embeddings, EmbedRequest, LLMRequest, LLMResponse
@@ -11,6 +12,7 @@ from llm.types import Chunk, Embeddings, EmbedRequest, LLMRequest, LLMResponse
 Handler = Callable[[LLMRequest], Awaitable[LLMResponse]]
 StreamHandler = Callable[[LLMRequest], AsyncGenerator[Chunk, None]]
 EmbedHandler = Callable[[EmbedRequest], Awaitable[Embeddings]]
+AnyHandler = TypeVar("AnyHandler", Handler, StreamHandler, EmbedHandler)
 
 
 NEVER_SENT = "The call was still waiting for its turn: nothing was sent to the backend."
@@ -72,32 +74,22 @@ class Middleware:
 
 def chain(middleware: Sequence[Middleware], innermost: Handler) -> Handler:
     """Put the middleware round `innermost`, the first one outermost; those that only pass on are left out."""
-
-    def wrap(inner: Handler, outer: Middleware) -> Handler:
-        if type(outer).complete is Middleware.complete:
-            return inner
-        return partial(outer.complete, call_next=inner)
-
-    return reduce(wrap, reversed(middleware), innermost)
+    return _chained("complete", middleware, innermost)
 
 
 def chain_streams(middleware: Sequence[Middleware], innermost: StreamHandler) -> StreamHandler:
     """The same for streams."""
-
-    def wrap(inner: StreamHandler, outer: Middleware) -> StreamHandler:
-        if type(outer).stream is Middleware.stream:
-            return inner
-        return partial(outer.stream, call_next=inner)
-
-    return reduce(wrap, reversed(middleware), innermost)
+    return _chained("stream", middleware, innermost)
 
 
 def chain_embeds(middleware: Sequence[Middleware], innermost: EmbedHandler) -> EmbedHandler:
     """The same for texts that become vectors."""
+    return _chained("embed", middleware, innermost)
 
-    def wrap(inner: EmbedHandler, outer: Middleware) -> EmbedHandler:
-        if type(outer).embed is Middleware.embed:
-            return inner
-        return partial(outer.embed, call_next=inner)
 
-    return reduce(wrap, reversed(middleware), innermost)
+def _chained(kind: str, middleware: Sequence[Middleware], innermost: AnyHandler) -> AnyHandler:
+    made: Any = innermost
+    for outer in reversed(middleware):
+        if getattr(type(outer), kind) is not getattr(Middleware, kind):
+            made = partial(getattr(outer, kind), call_next=made)
+    return cast("AnyHandler", made)

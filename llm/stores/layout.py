@@ -16,11 +16,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable
 
 from llm.stores.base import StoredReply
+from llm.stores.database import transaction
 
 FORMAT = 2
 """Written into the file as `user_version`. An older file is begun anew, a newer one is left alone."""
@@ -48,12 +47,6 @@ _SCHEMA = (
 )
 _INSERT = "INSERT OR REPLACE INTO replies (short, key, created, label, reply, crc) VALUES (?, ?, ?, ?, ?, ?)"
 _PAGE = "SELECT id, key, label, reply, created FROM replies WHERE id < ? ORDER BY id DESC LIMIT ?"
-
-
-def connection(path: Path, *, wait: float) -> sqlite3.Connection:
-    """A connection that waits `wait` seconds for a lock."""
-    # Each connection is made on the store's thread; the reader is then used by the event loop alone.
-    return sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
 
 
 def prepare_reader(db: sqlite3.Connection) -> None:
@@ -91,19 +84,6 @@ def prepare_writer(db: sqlite3.Connection) -> None:
                 db.execute(statement)
             renew(db)
             db.execute(f"PRAGMA user_version = {FORMAT}")
-
-
-@contextmanager
-def transaction(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
-    """All of it or nothing, waiting for the lock at its beginning."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield db
-        db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:
-            db.execute("ROLLBACK")
-        raise
 
 
 def renew(db: sqlite3.Connection) -> None:
@@ -173,9 +153,3 @@ def checksum(key: bytes, reply: bytes) -> int:
 def _row(kept: StoredReply) -> tuple[int, bytes, float, str, str, int]:
     crc = checksum(kept.key, kept.reply.encode())
     return short_of(kept.key), kept.key, kept.created, kept.label, kept.reply, crc
-
-
-def is_damage(error: Exception) -> bool:
-    """Whether the file is damaged, and not merely busy, full or out of reach."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the low byte is the primary code
-    return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

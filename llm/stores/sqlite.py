@@ -19,7 +19,7 @@ from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from llm.stores import layout
+from llm.stores import database, layout
 from llm.stores.base import StoredReply, StoreStats
 from llm.stores.files import PATIENCE, identity, locked, make_private, set_aside
 
@@ -155,7 +155,7 @@ class SqliteResponseStore:
                 # To the last row, so that no statement stays open and holds up the writers.
                 return self._cursor.execute(query, (value,)).fetchall()
         except sqlite3.Error as error:
-            if layout.is_damage(error):
+            if database.is_damage(error):
                 self._submit(self._replace, self._reader)
             else:
                 self._lose(error)
@@ -200,10 +200,10 @@ class SqliteResponseStore:
         if self._writer is None:
             return None
         try:
-            with layout.transaction(self._writer) as db:
+            with database.transaction(self._writer) as db:
                 done = work(db, *args, **kwargs)
         except (sqlite3.Error, OSError, ValueError) as error:
-            if layout.is_damage(error):
+            if database.is_damage(error):
                 self._replace(self._reader)
             else:
                 self._lose(error)
@@ -267,7 +267,7 @@ class SqliteResponseStore:
                 try:
                     self._open_file()
                 except sqlite3.Error as error:
-                    if not layout.is_damage(error):
+                    if not database.is_damage(error):
                         raise
                     self._put_aside()
                     self._open_file()
@@ -278,10 +278,10 @@ class SqliteResponseStore:
     def _open_file(self) -> None:
         make_private(self.path)
         with ExitStack() as stack:
-            writer = stack.enter_context(closing(layout.connection(self.path, wait=PATIENCE)))
+            writer = stack.enter_context(closing(database.connection(self.path, wait=PATIENCE)))
             layout.prepare_writer(writer)
             # Without patience: the event loop never waits for a lock.
-            reader = stack.enter_context(closing(layout.connection(self.path, wait=0)))
+            reader = stack.enter_context(closing(database.connection(self.path, wait=0)))
             layout.prepare_reader(reader)
             stack.pop_all()
         self._identity = identity(self.path)
