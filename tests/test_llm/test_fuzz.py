@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from llm.backends.address import Address
+from llm.backends.connections import Line
 from llm.backends.http import HttpExchange
 from llm.backends.ollama import OllamaBackend
 from llm.backends.remote import RemoteBackend
@@ -94,15 +95,31 @@ class Transport(httpx.AsyncBaseTransport):
         return httpx.Response(self.status, headers=self.headers, stream=Pieces(self.body, self.size))
 
 
+class Direct:
+    """A line that leads to the transport and nowhere else."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def open(
+        self, method: str, url: str, headers: Mapping[str, str], content: bytes | None
+    ) -> httpx.Response:
+        request = httpx.Request(method, url, headers=dict(headers), content=content)
+        return await self._transport.handle_async_request(request)
+
+    async def aclose(self) -> None:
+        return
+
+
 class WithoutNetwork(HttpExchange):
     """The exchange as it is, but for its connections."""
 
     def __init__(self, config: LLMConfig, transport: Transport) -> None:
         super().__init__(config)
-        self._http = httpx.AsyncClient(transport=transport)
+        self._direct = Direct(transport)
 
-    async def _client(self, address: Address) -> httpx.AsyncClient:
-        return self._http
+    async def _line(self, address: Address) -> Line:
+        return self._direct
 
 
 class Bench:
@@ -121,7 +138,6 @@ class Bench:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._runner.run(self._exchange._http.aclose())
         self._runner.close()
 
     def send(self, request: LLMRequest) -> None:
