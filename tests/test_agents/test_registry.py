@@ -526,7 +526,11 @@ def test_two_classes_of_one_name_cannot_both_be_given() -> None:
     assert registry.get("given") is Given
 
 
-@pytest.mark.parametrize("what", [Abstract, BaseAgent, dict, "given", Given()], ids=repr)
+@pytest.mark.parametrize(
+    "what",
+    [Abstract, BaseAgent, dict, "given", Given()],
+    ids=("abstract", "base", "foreign", "name", "instance"),
+)
 def test_what_is_no_agent_cannot_be_given(what: object) -> None:
     with pytest.raises(AgentLoadError, match="is no agent"):
         AgentRegistry().add(what)  # type: ignore[arg-type]
