@@ -49,7 +49,7 @@ class RealOllama:
         """Scheme, host and port."""
         if self._process is None:
             self._start()
-            self._create(MODEL, Path(llamacpp.model_file(MODEL)))
+            self.create(MODEL, Path(llamacpp.model_file(MODEL)))
         return self._address
 
     @property
@@ -113,8 +113,8 @@ class RealOllama:
             pass
         listening.set()
 
-    def _create(self, name: str, weights: Path) -> None:
-        """`ollama create` from one GGUF file."""
+    def create(self, name: str, weights: Path) -> None:
+        """`ollama create` from one GGUF file, on the server that was started."""
         with weights.open("rb") as file:
             digest = f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
         with weights.open("rb") as file:
