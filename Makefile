@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 CONSTRAINTS := --constraint constraints.txt
-# Test files are spread over the cores; 1 runs them one after the other.
+# Test files are spread over the cores; 0 runs them all in one process.
 WORKERS ?= auto
 EXACT = $(shell sed -n 's/^$(1)==/$(1)==/p' constraints.txt)
 
