@@ -82,8 +82,7 @@ class TestStreaming:
 
     async def test_no_connection_is_kept_after_a_stream(self, backend: LlamaCppBackend) -> None:
         # llama.cpp hangs up after each without saying so: the next call would be sent into nothing.
-        process = backend._host.current
-        assert process is not None
+        process = await backend._host.running()
         port = int((await process.ready())["address"].rpartition(":")[2])
 
         def connections() -> list[str]:
