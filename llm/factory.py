@@ -53,16 +53,8 @@ IN_THE_REQUEST = frozenset({"model", "temperature", "max_tokens", "top_p", "seed
 SHAPES_NOTHING = frozenset(
     {
         *("backend", "api_key", "timeout", "enable_cache", "max_reply_bytes", "embed_model", "idle_seconds"),
-        *(
-            "cache_dir",
-            "cache_mode",
-            "cache_max_age",
-            "cache_max_bytes",
-            "keep_alive",
-            "retries",
-            "usage_file",
-        ),
-        *("max_concurrency", "requests_per_minute", "tokens_per_minute", "budget", "prices"),
+        *("cache_dir", "cache_mode", "cache_max_age", "cache_max_bytes", "keep_alive", "retries"),
+        *("max_concurrency", "requests_per_minute", "tokens_per_minute", "budget", "prices", "usage_file"),
     }
 )
 """Settings that shape no answer. All others are part of every key of the cache, a new one by itself."""

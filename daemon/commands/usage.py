@@ -49,8 +49,9 @@ def usage(call: Invocation, by: Any, since: str) -> None:
 
     start = datetime.now(UTC) - _span(since, SUM_DAYS)
     settings = call.settings()
-    file = Path(settings.llm_environ()["LLM_USAGE_FILE"]).expanduser()
-    budgets = _budgets(settings)
+    environ = settings.llm_environ()
+    file = Path(environ["LLM_USAGE_FILE"]).expanduser()
+    budgets = _budgets(settings, environ.get("LLM_BUDGET"))
     try:
         rows, states = read_usage(file, by, start), budget_status(budgets, file)
     except OSError as error:
@@ -69,13 +70,13 @@ def usage(call: Invocation, by: Any, since: str) -> None:
         _show_budgets(screen, states)
 
 
-def _budgets(settings: Settings) -> tuple[Budget, ...]:
-    """The budgets of all calls, of single agents, and of each named backend."""
+def _budgets(settings: Settings, shared: str | None) -> tuple[Budget, ...]:
+    """The budgets that all calls and single agents share, and those of each named backend."""
     from daemon.settings import routes_of  # noqa: PLC0415 - beside what it is needed for
     from llm.usage import parse_budgets  # noqa: PLC0415 - loads sqlite3
 
     routes = routes_of(settings)
-    texts = {"": settings.llm_environ().get("LLM_BUDGET")}
+    texts = {"": shared}
     texts |= {} if routes is None else {name: each.budget for name, each in routes.backends.items()}
     return tuple(
         budget for name, text in texts.items() if text for budget in parse_budgets(text, backend=name)

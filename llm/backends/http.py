@@ -231,26 +231,6 @@ class Fold(Protocol):
         """The whole answer; BadReply if the stream broke off before its end."""
 
 
-async def folded(values: AsyncGenerator[Any, None], fold: Fold, origin: str) -> AsyncGenerator[Chunk, None]:
-    """The same as `HttpExchange.chunks` for values that come from elsewhere.
-
-    Raises:
-        LLMError: what `values` raises, and BadReply, led by `origin`, for what `fold` finds wrong.
-    """
-    async with aclosing(values):
-        async for value in values:
-            try:
-                chunks = fold.feed(value)
-            except BadReply as error:
-                msg = f"{origin}: {error}"
-                raise BadReply(msg) from error
-            for chunk in chunks:
-                yield chunk
-    with reading_from(origin):
-        response = fold.finish()
-    yield StreamEnd(response)
-
-
 @dataclass(frozen=True, slots=True, repr=False)
 class _Call:
     """One request, ready to be sent; without a repr, because it holds the key."""

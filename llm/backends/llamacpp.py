@@ -22,7 +22,7 @@ from llm.backends.child import EngineProcess, Launch, engine_environment
 from llm.backends.connections import LoopClients
 from llm.backends.gguf import GGUFHeader, NotGGUF, read_header
 from llm.backends.host import EngineHost
-from llm.backends.http import HttpExchange, folded, reading_from
+from llm.backends.http import Fold, HttpExchange, reading_from
 from llm.backends.known import PACKAGED
 from llm.backends.models import model_file
 from llm.backends.prefixes import PrefixFiles, PrefixKeeper
@@ -176,10 +176,10 @@ class _Server:
     async def sleeps(self) -> bool:
         return bool((await self._call("GET", "/props"))["is_sleeping"])
 
-    def stream(self, path: str, body: Any) -> AsyncGenerator[Any, None]:
+    def stream(self, path: str, body: Any, fold: Fold) -> AsyncGenerator[Chunk, None]:
         # llama.cpp hangs up after a stream though it does not say so: the next call must not meet that.
         headers = {**self.headers, "Connection": "close"}
-        return self.exchange.stream("POST", self.address + path, headers=headers, body=body)
+        return self.exchange.chunks("POST", self.address + path, fold, headers=headers, body=body)
 
     async def _call(self, method: str, path: str, body: Any = None) -> Any:
         return await self.exchange.request_json(method, self.address + path, headers=self.headers, body=body)
@@ -254,8 +254,8 @@ class LlamaCppBackend(LLMClient):
         async with self._turn(request) as (server, told):
             sent, begun = request, False
             for round_ in count():
-                values = server.stream(_CHAT, self._body(sent, stream=True))
-                chunks = folded(values, openai.ChatStream(request, backend=self.backend), server.address)
+                fold = openai.ChatStream(request, backend=self.backend)
+                chunks = server.stream(_CHAT, self._body(sent, stream=True), fold)
                 try:
                     async with aclosing(chunks):
                         async for chunk in chunks:
