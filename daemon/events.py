@@ -18,6 +18,8 @@ class RunOutcome(StrEnum):
     FAILED = "failed"
     TIMED_OUT = "timed_out"
     CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+    """The whole program ended meanwhile, by a crash or a power cut; found out at the next start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,10 +29,12 @@ class RunResult:
     Attributes:
         run_id: the run's name.
         agent: the agent's name.
-        trigger: why it ran: "once", "schedule" or "manual".
+        trigger: why it ran: "once", "schedule", "manual", or "after NAME", "file", "webhook", "calendar".
         outcome: how it ended.
         started_at: when it began, UTC.
         finished_at: when it ended, UTC.
+        due: the due time that it was for, None of a run by hand.
+        attempt: 1, or more when the program crashed in earlier runs for the same due time.
         proposals: the new proposals, as they were kept.
         duplicates: proposals that were already open.
         suppressed: proposals that a person turned down before and whose evidence has not changed.
@@ -45,7 +49,8 @@ class RunResult:
         error: what went wrong, None when nothing did.
         notes: short facts that the agent wants seen.
         not_before: asking the model again is of no use until then, so that the agent is not run on schedule;
-            None when nobody asked to wait. Not recorded: after a restart the model is simply asked.
+            None when nobody asked to wait. Kept with the agent's state, not with the run.
+        model_failed: whether it failed because a model did, which is not the agent's fault. Not recorded.
     """
 
     run_id: str
@@ -67,12 +72,87 @@ class RunResult:
     model: str | None = None
     error: str | None = None
     notes: tuple[str, ...] = ()
+    due: datetime | None = None
+    attempt: int = 1
     not_before: datetime | None = field(default=None, compare=False)
+    model_failed: bool = field(default=False, compare=False)
 
     @property
     def seconds(self) -> float:
         """How long the run took."""
         return (self.finished_at - self.started_at).total_seconds()
+
+
+class Fate(StrEnum):
+    """What became of a due time."""
+
+    RUN = "run"
+    COALESCED = "coalesced"
+    """A later due time's run stood for it too."""
+    SKIPPED = "skipped"
+    """The program did not want to run it: the reason says why."""
+    MISSED = "missed"
+    """The program could not run it: it was not running, or the machine slept, and it was not caught up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueTime:
+    """What became of a due time, or of consecutive ones that shared their fate.
+
+    Attributes:
+        agent: the agent.
+        due: the due time, or the oldest of them, UTC.
+        last: the newest of them, UTC.
+        count: how many they are; of a cron expression 1,000 may stand for more.
+        fate: what became of them.
+        reason: why, empty for a run.
+        run_id: the run that they led to, None when they led to none.
+    """
+
+    agent: str
+    due: datetime
+    last: datetime
+    count: int = 1
+    fate: Fate
+    reason: str = ""
+    run_id: str | None = None
+
+
+class AgentState(StrEnum):
+    """Whether an agent is run on schedule."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+    """A person said so."""
+    QUARANTINED = "quarantined"
+    """It failed too often, or took the program down with it: a person or a new configuration resumes it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentStatus:
+    """What is kept about an agent between its runs.
+
+    Attributes:
+        agent: the agent.
+        state: whether it is run on schedule.
+        reason: why it is paused or quarantined, empty while it is active.
+        by: who paused or resumed it; "askfirst" when the program did it by itself.
+        since: since when, None if it was never paused or quarantined.
+        failures: failed runs in a row, those of its model included.
+        held_until: it is not run on schedule before then, although it is active; None when nothing holds it.
+        held_because: what holds it.
+        config_digest: SHA-256 of its configuration when it was quarantined; another one resumes it.
+    """
+
+    agent: str
+    state: AgentState = AgentState.ACTIVE
+    reason: str = ""
+    by: str = ""
+    since: datetime | None = None
+    failures: int = 0
+    held_until: datetime | None = None
+    held_because: str = ""
+    config_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +170,22 @@ class ProposalChanged:
     before: ProposalStatus | None
 
 
-Event = RunFinished | ProposalChanged
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueTimesSettled:
+    """It was recorded what became of due times."""
+
+    due_times: tuple[DueTime, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentStateChanged:
+    """An agent was paused, quarantined or resumed."""
+
+    status: AgentStatus
+    before: AgentState
+
+
+Event = RunFinished | ProposalChanged | DueTimesSettled | AgentStateChanged
 Subscriber = Callable[[Event], None]
 
 _log = logging.getLogger(__name__)

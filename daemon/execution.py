@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agents.base import NAME_PATTERN, BaseAgent
+from agents.durations import format_duration
 from agents.errors import AgentError, AgentNotFound, InvalidProposal, PreconditionFailed
 from agents.proposal import Proposal, ProposalStatus
-from agents.schedule import format_duration
 from daemon.intake import MAX_ERROR, MAX_UNDO_BYTES, json_bytes, storable
 from daemon.ledger import Ledger
 from daemon.store.locks import FileLock

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from agents.base import BaseAgent
 from agents.config import AgentConfig
 from agents.context import ModelCall, utc_now
+from agents.durations import format_duration
 from agents.errors import AgentError, InvalidProposal
 from agents.proposal import Approvers, Proposal
-from agents.schedule import format_duration
 from daemon.decisions import WITHDRAWABLE
 from daemon.events import Event, EventBus, ProposalChanged, RunFinished, RunOutcome, RunResult
 from daemon.execution import agent_lock, explain

@@ -23,9 +23,11 @@ from daemon.settings import Settings
 from llm import LLMClient, LLMConfig, Routes, Selection
 
 if TYPE_CHECKING:
+    from daemon.store.due_times import DueTimeStore
     from daemon.store.engine import Database
     from daemon.store.proposals import ProposalStore
     from daemon.store.runs import RunStore
+    from daemon.store.states import StateStore
     from llm.events import Observer
 
 DATABASE = "askfirst.sqlite3"
@@ -43,6 +45,8 @@ class Runtime:
         db: the database.
         proposals: reads proposals.
         runs: reads runs.
+        due_times: what became of each due time.
+        states: what is kept about each agent between its runs.
         desk: decides about proposals.
         runner: runs agents.
         llm: the model, None for rules only.
@@ -56,6 +60,8 @@ class Runtime:
     db: Database
     proposals: ProposalStore
     runs: RunStore
+    due_times: DueTimeStore
+    states: StateStore
     desk: ProposalDesk
     runner: Runner
     llm: LLMClient | None
@@ -94,9 +100,11 @@ async def open_runtime(
         LLMError: the model's settings cannot work.
     """
     await asyncio.to_thread(import_module, "daemon.store.runs")  # loads SQLAlchemy: 0.2 s of CPU
+    from daemon.store.due_times import DueTimeStore  # noqa: PLC0415 - as above
     from daemon.store.engine import Database  # noqa: PLC0415 - loads SQLAlchemy
     from daemon.store.proposals import ProposalStore  # noqa: PLC0415
     from daemon.store.runs import RunStore  # noqa: PLC0415
+    from daemon.store.states import StateStore  # noqa: PLC0415
 
     bus = EventBus() if events is None else events
     registry = AgentRegistry(settings.daemon.plugin_dir)
@@ -119,6 +127,8 @@ async def open_runtime(
             db=database,
             proposals=proposals,
             runs=runs,
+            due_times=DueTimeStore(database),
+            states=StateStore(database),
             desk=desk,
             runner=Runner(maker, database, proposals, runs, desk, events=bus, now=now),
             llm=llm,

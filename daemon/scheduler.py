@@ -263,6 +263,8 @@ class AgentScheduler:
                 self._problems[name] = str(error)
                 _log.error("an agent cannot be scheduled: %s", error, extra={"agent": name})
                 continue
+            if every is None:
+                continue
             every = min(every, LONGEST_INTERVAL)
             spread = spread_of(name, every, len(runtime.agent_names))
             due = first_due(now, every, await self._last_start(runtime, name), spread)

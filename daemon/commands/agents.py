@@ -41,8 +41,8 @@ def list_agents(call: Invocation) -> None:
 
 
 def _described(settings: Settings, registry: AgentRegistry, entry: AgentEntry) -> dict[str, Any]:
+    from agents.durations import format_duration  # noqa: PLC0415 - beside what it is needed for
     from agents.errors import AgentError  # noqa: PLC0415 - beside what it is needed for
-    from agents.schedule import format_duration  # noqa: PLC0415 - beside what it is needed for
 
     row: dict[str, Any] = {
         "name": entry.name,
@@ -58,7 +58,11 @@ def _described(settings: Settings, registry: AgentRegistry, entry: AgentEntry) -
         config = settings.agent_config(entry.name, kind)
     except AgentError as error:
         return {**row, "error": str(error)}
-    return {**row, "every": format_duration(config.every), "description": kind.description}
+    return {
+        **row,
+        "every": None if config.every is None else format_duration(config.every),
+        "description": kind.description,
+    }
 
 
 def _cells(row: dict[str, Any]) -> tuple[object, ...]:

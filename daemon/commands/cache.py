@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
-from agents.schedule import parse_duration
+from agents.durations import parse_duration
 from daemon.commands.base import Invocation, command_options, examples, pass_invocation, run
 from daemon.commands.shapes import moment
 from daemon.errors import DaemonError

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from agents.durations import parse_duration
 from agents.errors import AgentError
 from agents.proposal import Proposal, ProposalStatus
-from agents.schedule import parse_duration
 from daemon.commands.base import VIA, Invocation, command_options, examples, pass_invocation, person
 from daemon.commands.shapes import proposal_data, show_proposals
 from daemon.commands.showing import proposal_report, show_proposal

@@ -84,7 +84,7 @@ def _budgets(settings: Settings, shared: str | None) -> tuple[Budget, ...]:
 
 
 def _span(text: str, most_days: int) -> Any:
-    from agents.schedule import parse_duration  # noqa: PLC0415 - beside what it is needed for
+    from agents.durations import parse_duration  # noqa: PLC0415 - beside what it is needed for
 
     try:
         span = parse_duration(text)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterator, Mapping
-from typing import Any, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -19,7 +20,7 @@ from llm.errors import ConfigurationError
 
 PREFIX = "ASKFIRST_"
 BETWEEN = "__"
-SECTIONS = ("llm", "daemon", "web", "proposals")
+SECTIONS = ("llm", "daemon", "backup", "retention", "web", "proposals")
 """The tables with a fixed set of keys; [agents.NAME] is each agent's own."""
 
 NAMED = frozenset({("llm", "backends"), ("llm", "routes")})
@@ -127,7 +128,7 @@ def _unknown(name: str, known: list[str]) -> SettingsProblem:
 
 def from_text(text: str, field: FieldInfo) -> Any:
     """A text as the kind of value that `field` holds; the text itself when it is none, to be refused."""
-    kind = field.annotation
+    kind = _plain_kind(field.annotation)
     if kind is bool:
         return {"true": True, "1": True, "yes": True, "on": True}.get(
             text.lower(), False if text.lower() in {"false", "0", "no", "off"} else text
@@ -137,6 +138,13 @@ def from_text(text: str, field: FieldInfo) -> Any:
     if get_origin(kind) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
+
+
+def _plain_kind(annotation: Any) -> Any:
+    """`int` of `Annotated[int, ...] | None`."""
+    while get_origin(annotation) in {Annotated, Union, UnionType}:
+        annotation = next(kind for kind in get_args(annotation) if kind is not NoneType)
+    return annotation
 
 
 def _toml_or_text(text: str) -> Any:

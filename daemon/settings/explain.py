@@ -16,8 +16,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from agents.config import AgentConfig
+from agents.durations import format_duration
 from agents.errors import AgentSettingsError
-from agents.schedule import format_duration
 from agents.words import nearest
 from daemon.errors import SettingsError, SettingsProblem
 from daemon.settings.backends import is_taken, values_of
@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 
 HIDDEN = "set (hidden)"
 NOT_SET = "not set"
+
+_SECRET = frozenset({"api_key", "ping_url"})  # who knows the address of a check can pretend that all is well
+_OF_DAEMON: Mapping[str, KeyPath] = {
+    "quiet": ("daemon", "quiet"),
+    "backoff": ("daemon", "backoff"),
+    "quarantine_after": ("daemon", "quarantine_after"),
+    "schedule_timezone": ("daemon", "timezone"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,8 +203,10 @@ def _explained(
 
 
 def _shared(path: KeyPath) -> KeyPath:
-    """Where [proposals] says for all agents what the one at `path` leaves out."""
-    return ("proposals", *path[2:]) if path[0] == "agents" and len(path) > 2 else path
+    """Where [proposals] or [daemon] says for all agents what the one at `path` leaves out."""
+    if path[0] != "agents" or len(path) < 3:
+        return path
+    return _OF_DAEMON.get(str(path[2]), ("proposals", *path[2:]))
 
 
 def _said(settings: Settings, path: KeyPath) -> Iterable[tuple[str, str]]:
@@ -214,7 +224,7 @@ def _said(settings: Settings, path: KeyPath) -> Iterable[tuple[str, str]]:
 
 def as_text(path: KeyPath, value: Any) -> str:
     """A value as a person would write it; never a secret."""
-    if path[-1] == "api_key" or isinstance(value, SecretStr):
+    if path[-1] in _SECRET or isinstance(value, SecretStr):
         return HIDDEN if value else NOT_SET
     if value is None or value == "":
         return NOT_SET
@@ -222,6 +232,8 @@ def as_text(path: KeyPath, value: Any) -> str:
         return format_duration(value)
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
+    if isinstance(value, tuple):
+        value = [format_duration(each) if isinstance(each, timedelta) else each for each in value]
     return str(value) if isinstance(value, str | Path) else json.dumps(value, ensure_ascii=False, default=str)
 
 

@@ -25,10 +25,11 @@ from pydantic import (
 )
 
 from agents.base import NAME_PATTERN
-from agents.config import AgentConfig
+from agents.config import BACKOFF, AgentConfig
+from agents.durations import FORMS, parse_duration
 from agents.errors import InvalidProposal
 from agents.proposal import DEFAULT_EXPIRY, Approvers
-from agents.schedule import FORMS, parse_duration
+from agents.schedule import parse_quiet, parse_zone
 from daemon.errors import SettingsError, SettingsProblem
 from daemon.settings.places import default_data_dir
 from daemon.settings.sources import Sources
@@ -327,6 +328,93 @@ class DaemonSettings(Section):
         timedelta(seconds=1), description="how long runs under way may go on when the program is stopped"
     )
     max_concurrent_runs: Whole = Field(2, ge=1, le=64, description="how many agents may run at once")
+    max_runs_per_backend: Whole | None = Field(
+        None,
+        ge=1,
+        le=64,
+        description="how many agents that ask the same backend may run at once; unset: no limit of its own",
+    )
+    timezone: Text | None = Field(
+        None,
+        description='time zone of schedules, such as "Europe/Berlin"; an agent may have its own; '
+        "unset: that of this machine",
+    )
+    quiet: tuple[Text, ...] = Field(
+        (),
+        description='when no agent is run on schedule, such as "22:00-07:00" or "sat,sun 00:00-24:00"; '
+        "an agent may have its own",
+    )
+    backoff: tuple[Duration, ...] = Field(
+        BACKOFF,
+        description="how long an agent is left alone after one failure, two in a row, and so on",
+    )
+    quarantine_after: Whole = Field(
+        10,
+        ge=1,
+        description="after so many failures of its own in a row an agent is not run on schedule any more",
+    )
+    min_free_bytes: Whole = Field(
+        50 * 1024 * 1024,
+        ge=0,
+        description="with less room than this on the disk of `data_dir` no agent is run; decisions are taken",
+    )
+    ping_url: SecretStr | None = Field(
+        None,
+        description="address that is told at each `ping_every` that the program works, as Healthchecks "
+        "(healthchecks.io) understands it; unset: nobody is told",
+    )
+    ping_every: Duration = Field(timedelta(minutes=5), description="how often `ping_url` is told")
+    stall_after: Duration = Field(
+        timedelta(seconds=1),
+        description="an agent that keeps the whole program from its work for so long is named in the log",
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_zone(value)
+        return value
+
+    @field_validator("quiet")
+    @classmethod
+    def _readable_windows(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for each in value:
+            parse_quiet(each)
+        return value
+
+    @field_validator("ping_url")
+    @classmethod
+    def _an_address(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("http://", "https://")):
+            msg = "must begin with http:// or https://"
+            raise ValueError(msg)
+        return value
+
+
+class BackupSettings(Section):
+    """Copies of the database that the program makes by itself."""
+
+    every: Duration = Field(
+        timedelta(days=7), description="how often a copy is made, if anything has changed since the last one"
+    )
+    keep: Whole = Field(4, ge=0, le=1000, description="how many copies are kept; 0 makes none")
+    dir: Folder | None = Field(
+        None, description="folder of the copies; unset: `backups` in `daemon.data_dir`"
+    )
+
+
+class RetentionSettings(Section):
+    """How long what has ended is kept. What people turned down is kept for ever, so that it stays so."""
+
+    runs: Duration = Field(timedelta(days=365), description="runs, and what became of each due time")
+    calls: Duration = Field(
+        timedelta(days=90), description="what models were asked in a run, and their answers"
+    )
+    proposals: Duration = Field(
+        timedelta(days=730),
+        description="proposals that wait for nothing any more; they cannot be undone after that",
+    )
 
 
 class WebSettings(Section):
@@ -379,6 +467,8 @@ class Settings(BaseModel):
     Attributes:
         llm: the table [llm].
         daemon: the table [daemon].
+        backup: the table [backup].
+        retention: the table [retention].
         web: the table [web].
         proposals: the table [proposals].
         agents: the tables [agents.NAME], as they were written.
@@ -392,6 +482,8 @@ class Settings(BaseModel):
 
     llm: LLMSettings = Field(default_factory=LLMSettings)
     daemon: DaemonSettings = Field(default_factory=DaemonSettings)
+    backup: BackupSettings = Field(default_factory=BackupSettings)
+    retention: RetentionSettings = Field(default_factory=RetentionSettings)
     web: WebSettings = Field(default_factory=WebSettings)
     proposals: ProposalSettings = Field(default_factory=ProposalSettings)
     agents: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
@@ -406,10 +498,15 @@ class Settings(BaseModel):
         Raises:
             AgentSettingsError: its table cannot work; every problem is named.
         """
-        shared = {
+        shared: dict[str, Any] = {
             "expires_after": self.proposals.expires_after,
             "approvers": self.proposals.approvers.as_approvers(),
+            "quiet": self.daemon.quiet,
+            "backoff": self.daemon.backoff,
+            "quarantine_after": self.daemon.quarantine_after,
         }
+        if self.daemon.timezone is not None:
+            shared["schedule_timezone"] = self.daemon.timezone
         return AgentConfig.from_table(name, {**shared, **self.agents.get(name, {})}, agent_cls)
 
     @property

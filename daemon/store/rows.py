@@ -165,6 +165,8 @@ _RUN_SAME = (
     "backend",
     "model",
     "error",
+    "due",
+    "attempt",
 )
 
 

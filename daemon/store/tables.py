@@ -121,6 +121,8 @@ runs = Table(
     Column("model", Text),
     Column("error", Text),
     Column("notes", JsonText, nullable=False),
+    Column("due", UTCDateTime),
+    Column("attempt", Integer, nullable=False, server_default="1"),
     Index("ix_runs_agent", "agent", "id"),
     sqlite_with_rowid=False,  # names sort by time, so this appends, and writes one page less for each run
 )
@@ -216,6 +218,37 @@ proposal_events = Table(
     Column("payload_before", JsonText),
     Column("payload_after", JsonText),
     Index("ix_proposal_events_proposal", "proposal_id"),
+)
+
+# A due time that was run, or consecutive ones that shared another fate. The run is no foreign key, so that
+# either can be forgotten before the other.
+due_times = Table(
+    "due_times",
+    metadata,
+    Column("agent", Text, nullable=False),
+    Column("due", UTCDateTime, nullable=False),
+    Column("last", UTCDateTime, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("fate", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("run_id", Text),
+    PrimaryKeyConstraint("agent", "due"),
+    sqlite_with_rowid=False,
+)
+
+agent_states = Table(
+    "agent_states",
+    metadata,
+    Column("agent", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("by", Text, nullable=False),
+    Column("since", UTCDateTime),
+    Column("failures", Integer, nullable=False),
+    Column("held_until", UTCDateTime),
+    Column("held_because", Text, nullable=False),
+    Column("config_digest", Text, nullable=False),
+    sqlite_with_rowid=False,
 )
 
 # Exactly as Alembic would make it; here so that a new database needs no Alembic.

@@ -486,7 +486,7 @@ async def test_a_value_that_makes_no_sense_is_told_as_damage(db: Database) -> No
         await connection.execute(
             text(
                 "INSERT INTO runs VALUES ('r','ledger','once','succeeded','2026-01-01','2026-01-01',"
-                "1,0,0,0,0,0,0,0,0,NULL,NULL,NULL,'[]')"
+                "1,0,0,0,0,0,0,0,0,NULL,NULL,NULL,'[]',NULL,1)"
             )
         )
         await connection.execute(text("UPDATE proposals SET payload = '{broken'"))

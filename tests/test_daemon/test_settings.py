@@ -15,10 +15,10 @@ import pytest
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from agents.durations import FORMS
 from agents.errors import AgentSettingsError
 from agents.proposal import Approvers
 from agents.registry import AgentRegistry
-from agents.schedule import FORMS
 from daemon.errors import ExitCode, SettingsError, SettingsProblem
 from daemon.settings import (
     BackendSettings,
@@ -149,6 +149,11 @@ class TestFile:
             "api_base",
             "api_key_file",
             "allowed_hosts",
+            "ping_url",
+            "timezone",
+            "quiet",
+            "max_runs_per_backend",
+            "dir",
             "data_dir",
             "plugin_dir",
             "prompts_dir",
@@ -380,7 +385,10 @@ class TestEnvironment:
             "model_dir": "/m", "idle_seconds": "5", "api_version": "2026-10-21", "cache_mode": "read",
             "cache_max_age": "5", "cache_max_bytes": "100000", "retries": "5", "max_concurrency": "5",
             "requests_per_minute": "5", "tokens_per_minute": "5", "budget": "5 usd/day", "usage_file": "/u",
-            "prices": "m=1/2",
+            "prices": "m=1/2", "max_runs_per_backend": "5", "timezone": "Europe/Madrid", "quiet": "22:00-07:00",
+            "backoff": "5m", "quarantine_after": "5", "min_free_bytes": "5", "ping_url": "http://x",
+            "ping_every": "1h", "stall_after": "5s", "every": "1h", "keep": "5", "dir": "/b", "runs": "5d",
+            "calls": "5d", "proposals": "5d",
             "allowed_hosts": "a", "expires_after": "5h", "mode": "quorum", "people": "a", "quorum": "3",
         }  # fmt: skip
         shared = ("llm", "budgets", "agents")  # LLM_BUDGET can hold these too

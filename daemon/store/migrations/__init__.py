@@ -48,7 +48,7 @@ class Steps:
         return self.revisions[-1]
 
 
-STEPS = Steps(folder=Path(__file__).parent, revisions=("0001", "0002"))
+STEPS = Steps(folder=Path(__file__).parent, revisions=("0001", "0002", "0003"))
 
 
 @dataclass(frozen=True, slots=True)

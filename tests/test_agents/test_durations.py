@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.schedule import LONGEST, format_duration, parse_duration
+from agents.durations import LONGEST, format_duration, parse_duration
 
 
 @pytest.mark.parametrize(
