@@ -157,9 +157,15 @@ class AgentStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
-    """A run ended and was recorded."""
+    """A run ended and was recorded.
+
+    Attributes:
+        result: the run.
+        status: what is kept about its agent now, None when that was not looked at.
+    """
 
     result: RunResult
+    status: AgentStatus | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

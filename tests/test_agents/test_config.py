@@ -141,8 +141,8 @@ def test_without_the_class_settings_of_the_agents_own_are_kept_unchecked() -> No
 
 COMMON = (
     "enabled, every, cron, at, schedule_timezone, after, watch, webhook, before, jitter, quiet, catch_up, "
-    "max_lateness, priority, backoff, quarantine_after, ping_url, isolation, max_memory_mb, max_cpu, max_bytes, "
-    "timeout, max_proposals, max_open, expires_after, approvers"
+    "max_lateness, priority, backoff, quarantine_after, ping_url, isolation, max_memory_mb, max_cpu, "
+    "max_bytes, timeout, max_proposals, max_open, expires_after, approvers"
 )
 
 
