@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import io
+import itertools
 import json
 import logging
 import os
@@ -433,9 +434,12 @@ def test_a_program_whose_standard_error_is_stuck_still_exits_with_its_own_code()
     assert program.returncode == 0
 
 
+NUMBERS = itertools.count()
+
+
 def run_result(outcome: RunOutcome, error: str | None = None, agent: str = "garden") -> RunFinished:
     result = RunResult(
-        run_id="r",
+        run_id=f"r{next(NUMBERS)}",
         agent=agent,
         trigger="schedule",
         outcome=outcome,
