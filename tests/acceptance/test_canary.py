@@ -1,4 +1,4 @@
-"""A key and the address of a check are nowhere: not in the log at its most talkative, files, pages or commands.
+"""A key and the address of a check are nowhere: not in the most talkative log, files, pages or commands.
 
 The model's server echoes the key in its refusals, as some do, and agents fail with all they know.
 """
