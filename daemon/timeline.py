@@ -233,11 +233,11 @@ class Timeline:
             self._settle(dues, _gone(cause), cause.reason)
             self.loose = True
         elif cause is not None and policy == "once" and self._every and not self._waiting and dues.last < now:
-            self._begin_anew(dues, cause, self._every, now)
+            self._begin_anew(dues, cause, now)
         else:
             self._join(dues, cause, "schedule")
 
-    def _begin_anew(self, dues: Dues, cause: Cause, every: timedelta, now: datetime) -> None:
+    def _begin_anew(self, dues: Dues, cause: Cause, now: datetime) -> None:
         """An interval that was missed is due now, and counts from here: no second run soon after this one."""
         limit = self.schedule.max_lateness
         if limit is not None and now - dues.last > limit:

@@ -212,7 +212,10 @@ class Timing:
     def _look_at_clocks(self) -> datetime:
         change, now = self._clock.look(), self._now()
         if change is not None:
-            seconds = {"step_seconds": change.step.total_seconds(), "slept_seconds": change.slept.total_seconds()}
+            seconds = {
+                "step_seconds": change.step.total_seconds(),
+                "slept_seconds": change.slept.total_seconds(),
+            }
             _log.warning("the clock was set, or the machine slept", extra=seconds)
             self.agenda.clock_changed(change, now)
             if self.on_clock_change is not None:
