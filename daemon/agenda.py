@@ -1,7 +1,7 @@
 """Agenda: which agent is to be looked at next, over the due times of all agents. Pure: no clock, no loop.
 
-It holds moments, not jobs: whoever has a timer looks at `earliest`, calls `look` until it says that nothing is
-left for now, and starts what is `ready` when there is room for it. Whatever happens to the clock, only the
+It holds moments, not jobs: whoever has a timer looks at `earliest`, calls `look` until it says that nothing
+is left for now, and starts what is `ready` when there is room for it. Whatever happens to the clock, only the
 entry in front is looked at, so that a jump of sixty years costs as much as a minute.
 """
 
@@ -149,12 +149,15 @@ class Agenda:
             self._timelines[name].busy += 1
             self._changed[name] = None
 
-    def ended(self, name: str) -> None:
-        """A run ended, a turn or not."""
+    def ended(self, name: str) -> bool:
+        """A run ended, a turn or not; returns whether there is something to do about that now."""
         timeline = self._timelines.get(name)
-        if timeline is not None:
-            timeline.busy = max(timeline.busy - 1, 0)
+        if timeline is None:
+            return False
+        timeline.busy = max(timeline.busy - 1, 0)
+        if timeline.waits:
             self._changed[name] = None
+        return timeline.waits or bool(self._loose)
 
     def put_back(self, turn: Turn) -> None:
         """A turn did not begin after all."""

@@ -22,9 +22,6 @@ _log = logging.getLogger(__name__)
 CANCEL_LIMIT_S = 5.0
 """How long a cancelled run may take to be recorded before it is left behind."""
 
-SLICE_S = 0.004
-"""So long runs are begun without a break; the loop has other work, too."""
-
 Run = asyncio.Task[Any]
 Work = Callable[[], Coroutine[Any, Any, Any]]
 Rank = tuple[int, datetime]
@@ -60,6 +57,11 @@ class Crew:
         self._tasks: dict[Run, str] = {}
         self._since: dict[str, datetime] = {}
         self._closing = False
+
+    @property
+    def queued(self) -> int:
+        """How many agents wait for a place."""
+        return len(self._queue.names())
 
     def names(self) -> set[str]:
         """The agents that run or wait for their turn."""
@@ -108,16 +110,16 @@ class Crew:
         """An agent does not wait for a place any more."""
         self._queue.remove(name)
 
-    def fill(self, begin: Callable[[str], Work | None]) -> bool:
-        """Give free places to those that wait, for `SLICE_S` at most.
+    def fill(self, begin: Callable[[str], Work | None], until: float) -> bool:
+        """Give free places to those that wait; to one at least, and then until the time is over.
 
         Args:
             begin: told the agent whose turn it is; returns its work, or None if it does not run after all.
+            until: when to stop, seconds of `time.perf_counter`.
 
         Returns:
             Whether there are places left for some that wait.
         """
-        until = time.perf_counter() + SLICE_S
         while not self._closing and self._places < self.size:
             name = self._queue.pop(self._room_at)
             if name is None:
@@ -205,7 +207,7 @@ class Crew:
 
 
 class _Queue:
-    """Names by rank, those with the same backends beside each other, so that a full backend blocks no other."""
+    """Names by rank, those with the same backends together, so that a full backend blocks no other."""
 
     def __init__(self) -> None:
         self._groups: dict[tuple[str, ...], list[tuple[Rank, int, str]]] = {}

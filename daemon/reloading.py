@@ -159,7 +159,7 @@ def _refuse_restart(settings: Settings, told: Iterable[tuple[str, str]]) -> None
     problems = []
     for key, text in told:
         if key.startswith(_RESTART):
-            message = f"{text.removeprefix(f'{key}: ')} needs a restart: askfirst service restart, or stop and start it"
+            message = f"{text.removeprefix(f'{key}: ')} needs a restart of the program"
             problems.append(settings.sources.problem(tuple(key.split(".")), message))
     if problems:
         raise SettingsError(problems)

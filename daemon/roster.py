@@ -1,6 +1,4 @@
-"""Roster: the agents that are run on schedule: since when their due times count, what holds them, what else
-than the clock makes them due.
-"""
+"""Roster: the agents on schedule: since when they count, what holds them, what else makes them due."""
 
 from __future__ import annotations
 
@@ -59,14 +57,10 @@ class Roster:
 
     async def enter(self, runtime: Runtime, runs: Mapping[str, RunResult]) -> None:
         """Schedule the runtime's agents; one that cannot be scheduled does not stop the others."""
-        for name in runtime.agent_names:
-            try:
-                self.schedules[name] = runtime.settings.agent_config(
-                    name, runtime.registry.get(name)
-                ).schedule
-            except AgentError as error:
-                self.problems[name] = str(error)
-                _log.error("an agent cannot be scheduled: %s", error, extra={"agent": name})
+        # In a thread: agents are imported, and the time zone of the machine is read.
+        self.schedules, self.problems = await asyncio.to_thread(_schedules_of, runtime)
+        for name, problem in self.problems.items():
+            _log.error("an agent cannot be scheduled: %s", problem, extra={"agent": name})
         await self._add(runtime, runs, self.schedules)
 
     async def change(
@@ -197,6 +191,18 @@ class Roster:
         """The clock was set, or the machine slept."""
         if self._triggers is not None:
             self._triggers.clock_changed()
+
+
+def _schedules_of(runtime: Runtime) -> tuple[dict[str, Schedule], dict[str, str]]:
+    """When each agent is due, and why those that cannot be scheduled cannot."""
+    schedules: dict[str, Schedule] = {}
+    problems: dict[str, str] = {}
+    for name in runtime.agent_names:
+        try:
+            schedules[name] = runtime.settings.agent_config(name, runtime.registry.get(name)).schedule
+        except AgentError as error:
+            problems[name] = str(error)
+    return schedules, problems
 
 
 def _triggers_module() -> Any:

@@ -32,7 +32,7 @@ UNRECORDED = "its run could not be recorded"
 STOPPED = "the program was stopped before it could begin"
 REMOVED = "the agent was taken out of the configuration before it could begin"
 
-_TICK = timedelta(microseconds=1)
+TICK = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +79,10 @@ class Turn:
         trigger: why it runs: "schedule", or what `Agenda.trigger` was told.
         due: the due time that it is for.
         settled: earlier due times that are to be recorded with it; the coalesced ones led to this run.
-        doubtful: a due time that late, or a later one, was settled before (a clock was set back): whether it
-            has a fate already must be looked up.
+        doubtful: that due time, or a later one, was settled before (a clock was set back): whether it has a
+            fate already must be looked up.
+        movable: if it has one, it is another due time that only looks the same, since it is not one of the
+            calendar: the run is for `moved`.
     """
 
     agent: str
@@ -88,6 +90,11 @@ class Turn:
     due: datetime
     settled: tuple[DueTime, ...] = ()
     doubtful: bool = False
+    movable: bool = False
+
+    def moved(self) -> Turn:
+        """The same, for a due time that is a trifle later."""
+        return replace(self, due=self.due + TICK)
 
 
 @dataclass(slots=True)
@@ -98,6 +105,7 @@ class _Arrival:
     start: datetime
     trigger: str
     doubtful: bool = False
+    movable: bool = False
     missed: bool = False
 
 
@@ -261,7 +269,7 @@ class Timeline:
             following = self.schedule.due_after(dues.last, now) if dues else following
             if dues and dues.count > 1 and dues.last + self._jitter(dues.last) > now:
                 following = dues.last
-                dues = self.schedule.between(self._base, following - _TICK)
+                dues = self.schedule.between(self._base, following - TICK)
         self._base = first if dues is None else dues.last
         self._fresh = False
         self._plan(following)
@@ -273,7 +281,7 @@ class Timeline:
             self.start = due + self._jitter(due)
 
     def _jitter(self, due: datetime) -> timedelta:
-        """By how much that due time is late on purpose: always by the same share, less than to the next one."""
+        """How late that due time is on purpose: always by the same share, and before the next one."""
         longest = self.schedule.jitter
         if not longest:
             return longest
@@ -292,17 +300,22 @@ class Timeline:
         if dropping is not None:
             self._settle(Dues(moment, moment), Fate.SKIPPED, dropping.reason)
             return False
-        if any(arrival.due == moment for arrival in self._waiting):
-            if due is not None:
-                return False
-            moment += _TICK
+        if any(arrival.due == due for arrival in self._waiting):
+            return False
+        if due is None and self.newest is not None and moment <= self.newest < moment + ON_TIME:
+            moment = self.newest + TICK  # two at the same moment are two
         self._eventful = True
-        self._join(Dues(moment, moment), None, trigger)
+        self._join(Dues(moment, moment), None, trigger, movable=due is None)
         return True
 
     def ready(self, common: Hold | None = None) -> bool:
         """Whether a run may begin as soon as there is a free place."""
         return bool(self._waiting) and not self.busy and self._delayed is None and not self.all_holds(common)
+
+    @property
+    def waits(self) -> bool:
+        """Whether something came that waits to begin."""
+        return bool(self._waiting)
 
     @property
     def rank(self) -> tuple[int, datetime]:
@@ -331,12 +344,14 @@ class Timeline:
                 due=arrival.due,
                 settled=settled,
                 doubtful=arrival.doubtful,
+                movable=arrival.movable,
             )
         return None
 
     def put_back(self, turn: Turn) -> None:
         """The run did not begin after all: what it was for waits again."""
-        self._waiting.appendleft(_Arrival(turn.due, turn.due, turn.trigger, turn.doubtful))
+        arrival = _Arrival(turn.due, turn.due, turn.trigger, turn.doubtful, turn.movable)
+        self._waiting.appendleft(arrival)
         self._eventful = self._eventful or turn.trigger != "schedule"
         self._older[:0] = [each for each in turn.settled if each.fate is Fate.COALESCED]
         self._fates[:0] = [each for each in turn.settled if each.fate is not Fate.COALESCED]
@@ -359,7 +374,7 @@ class Timeline:
         ]
         self.loose = True
 
-    def _join(self, dues: Dues, cause: Cause | None, trigger: str) -> None:
+    def _join(self, dues: Dues, cause: Cause | None, trigger: str, *, movable: bool = False) -> None:
         """They wait to begin: the newest, or with "all" each of them."""
         every_one = self.schedule.catch_up == "all"
         reason = OVERTAKEN if cause is None else cause.reason
@@ -372,7 +387,8 @@ class Timeline:
             start = moment + self._jitter(moment) if trigger == "schedule" else moment
             doubtful = self.newest is not None and moment <= self.newest
             missed = cause is not None and cause.missed
-            self._waiting.append(_Arrival(moment, start, trigger, doubtful, missed))
+            by_interval = trigger == "schedule" and self._every is not None
+            self._waiting.append(_Arrival(moment, start, trigger, doubtful, movable or by_interval, missed))
             self.newest = moment if self.newest is None else max(self.newest, moment)
         self._fold(MOST_CAUGHT_UP if every_one else 1, OVERTAKEN)
 
@@ -392,7 +408,7 @@ class Timeline:
             older = Dues(dues.first, moments[0] - self._every, dues.count - kept)
             return (older if older.count else None), moments
         moments = self._newest_of(dues, most)
-        found = self.schedule.between(dues.first - _TICK, moments[0] - _TICK)
+        found = self.schedule.between(dues.first - TICK, moments[0] - TICK)
         count = dues.count - len(moments)
         return (None if found is None else replace(found, count=max(count, found.count))), moments
 
@@ -401,7 +417,7 @@ class Timeline:
             return [dues.last]
         span = timedelta(minutes=1)
         while True:  # looks back further and further, since there may be millions of them
-            begin = max(dues.first, dues.last - span) - _TICK
+            begin = max(dues.first, dues.last - span) - TICK
             found = self.schedule.between(begin, dues.last)
             if begin < dues.first or (found is not None and found.count >= most):
                 break
@@ -457,7 +473,7 @@ class Timeline:
         return self.pop_fates()
 
     def close(self) -> tuple[DueTime, ...]:
-        """The program ends. What waits by the clock is caught up at the next start; an event would be lost."""
+        """The program ends: what waits by the clock is caught up at the next start, but for events."""
         if self._eventful:
             self._give_up(Fate.SKIPPED, STOPPED)
         return self.pop_fates()

@@ -17,12 +17,15 @@ from typing import Any, Protocol
 from agents.schedule import Schedule
 from daemon.agenda import Agenda
 from daemon.clock import ClockWatch
-from daemon.crew import SLICE_S, Crew
+from daemon.crew import Crew
 from daemon.errors import DaemonError
 from daemon.events import DueTime
 from daemon.timeline import Hold, Turn
 
 _log = logging.getLogger(__name__)
+
+SLICE_S = 0.003
+"""So long it works without a break when many are due: the loop has other work, too."""
 
 SETTLE_AGAIN_S = 30.0
 """So long after the database could not be written it is tried again."""
@@ -199,9 +202,10 @@ class Timing:
         self.looked_at = time.monotonic()
         if not self._going:
             return
+        until = time.perf_counter() + SLICE_S
         now = self._look_at_clocks()
-        more = self._look_at_agenda(now)
-        more = self.crew.fill(self._begin) or more
+        more = self._look_at_agenda(now, until)
+        more = self.crew.fill(self._begin, until) or more
         self._record_loose()
         if more:
             self.slices += 1
@@ -222,8 +226,7 @@ class Timing:
                 self.on_clock_change()
         return now
 
-    def _look_at_agenda(self, now: datetime) -> bool:
-        until = time.perf_counter() + SLICE_S
+    def _look_at_agenda(self, now: datetime, until: float) -> bool:
         while self.agenda.look(now):
             if time.perf_counter() > until:
                 break
@@ -243,9 +246,12 @@ class Timing:
     async def _run(self, turn: Turn) -> Any:
         self._turns[turn.agent] = turn
         try:
-            if turn.doubtful and self._known is not None and await self._known(turn.agent, turn.due):
-                self.agenda.drop(turn)
-                return None
+            if turn.doubtful and self._known is not None:
+                while await self._known(turn.agent, turn.due):
+                    if not turn.movable:
+                        self.agenda.drop(turn)
+                        return None
+                    turn = self._turns[turn.agent] = turn.moved()
             return await self._call(turn)
         except Exception:
             self.agenda.fail(turn)
@@ -254,10 +260,11 @@ class Timing:
             del self._turns[turn.agent]
 
     def _ended(self, name: str) -> None:
-        self.agenda.ended(name)
+        waits = self.agenda.ended(name)
         if self._crew_told is not None:
             self._crew_told(name)
-        self.look_soon()
+        if waits or self.crew.queued:
+            self.look_soon()
 
     # what leads to no run
 

@@ -52,7 +52,7 @@ class DueTimeStore:
             return moment
 
     async def newest(self, now: datetime) -> dict[str, tuple[datetime | None, datetime]]:
-        """Of each agent: its newest due time not after `now` that is settled, None without one, and its newest.
+        """Of each agent: its newest settled due time not after `now`, None without one, and its newest.
 
         They differ where a clock was wrong: it recorded due times that have not come yet.
         """
