@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from agents.config import AgentConfig
 from agents.context import ModelCall
 from agents.proposal import Proposal
-from daemon.events import DueTime, Fate, RunOutcome, RunResult
+from daemon.events import RunOutcome, RunResult
 from daemon.intake import MAX_KEY, fit_notes, one_line
 
 SHORTEST_HOLD = timedelta(minutes=1)
@@ -46,8 +46,6 @@ class RunUnderWay:
         withdrawn: open proposals that make no sense any more, and why.
         returned: what `analyze` returned, whatever that is.
         not_before: when the model may be asked again, None when nobody asked to wait.
-        due: the due time that it is for, None of a run by hand.
-        settled: what became of earlier due times, to be recorded with it.
     """
 
     run_id: str
@@ -61,8 +59,6 @@ class RunUnderWay:
     withdrawn: dict[int, str] = field(default_factory=dict)
     returned: Any = ()
     not_before: datetime | None = None
-    due: datetime | None = None
-    settled: tuple[DueTime, ...] = ()
 
     @classmethod
     def of(cls, agent: str, trigger: str, now: datetime) -> Self:
@@ -128,19 +124,7 @@ class RunUnderWay:
             error=self.error,
             notes=fit_notes([*_cap_note(over_cap, config), *self.notes]),
             not_before=self.not_before,
-            due=self.due,
         )
-
-    def due_times(self) -> tuple[DueTime, ...]:
-        """What became of its due time and of those that are recorded with it."""
-        if self.due is None:
-            return self.settled
-        own = DueTime(agent=self.agent, due=self.due, last=self.due, fate=Fate.RUN, run_id=self.run_id)
-        led_here = (
-            replace(each, run_id=self.run_id) if each.fate is Fate.COALESCED else each
-            for each in self.settled
-        )
-        return (*led_here, own)
 
 
 def _count(verdicts: Iterable[tuple[str, Proposal]], wanted: str) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,16 +23,7 @@ from agents.durations import format_duration
 from agents.errors import AgentError, InvalidProposal
 from agents.proposal import Approvers, Proposal
 from daemon.decisions import WITHDRAWABLE
-from daemon.events import (
-    DueTime,
-    Event,
-    EventBus,
-    ProposalChanged,
-    RunBegun,
-    RunFinished,
-    RunOutcome,
-    RunResult,
-)
+from daemon.events import Event, EventBus, ProposalChanged, RunBegun, RunFinished, RunOutcome, RunResult
 from daemon.execution import agent_lock, explain
 from daemon.intake import fit_call, fit_proposal, fit_returned
 from daemon.maker import AgentMaker
@@ -43,7 +34,6 @@ from daemon.store.uncancelled import finished
 from llm import LLMError, calling
 
 if TYPE_CHECKING:
-    from daemon.store.due_times import DueTimeStore
     from daemon.store.engine import Database
     from daemon.store.proposals import ProposalStore
     from daemon.store.runs import RunStore
@@ -67,7 +57,6 @@ class Runner:
         proposals: its proposals.
         runs: its runs.
         desk: expires, wakes and withdraws proposals.
-        due_times: what became of each due time.
         events: where the run and its proposals are told.
         now: the clock, UTC.
     """
@@ -80,11 +69,9 @@ class Runner:
         runs: RunStore,
         desk: ProposalDesk,
         *,
-        due_times: DueTimeStore,
         events: EventBus,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
-        self._due_times = due_times
         self._maker = maker
         self._database = database
         self._proposals = proposals
@@ -95,21 +82,12 @@ class Runner:
         self._turns: dict[str, asyncio.Lock] = {}
         self._left_behind: set[asyncio.Task[Any]] = set()
 
-    async def run(
-        self,
-        agent_name: str,
-        trigger: str = "manual",
-        *,
-        due: datetime | None = None,
-        settled: Sequence[DueTime] = (),
-    ) -> RunResult:
+    async def run(self, agent_name: str, trigger: str = "manual") -> RunResult:
         """Run an agent once and record how it ended; a run that fails is a result, not an exception.
 
         Args:
             agent_name: the agent.
             trigger: why it runs: "once", "schedule" or "manual".
-            due: the due time that it is for, None of a run by hand.
-            settled: what became of earlier due times, to be recorded with it.
 
         Raises:
             StoreError: the database cannot be used; nothing of the run was kept.
@@ -118,7 +96,6 @@ class Runner:
         async with self._turns.setdefault(agent_name, asyncio.Lock()):
             await self._desk.expire_due()
             run = RunUnderWay.of(agent_name, trigger, self._now())
-            run.due, run.settled = due, tuple(settled)
             try:
                 config = await self._maker.config(agent_name)
                 async with self._alone(run, config):
@@ -217,7 +194,6 @@ class Runner:
             )
             result = run.result(config, verdicts, now=now, left_out=left_out, withdrawn=withdrawn)
             await self._runs.save(connection, result, run.calls)
-            await self._due_times.save(connection, run.due_times())
         changes += [ProposalChanged(proposal=proposal, before=None) for proposal in result.proposals]
         for change in (*changes, RunFinished(result=result)):
             self._events.publish(change)
