@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from agents.base import BaseAgent
 from agents.context import utc_now
 from agents.registry import AgentRegistry
+from daemon.controls import Controls
 from daemon.events import EventBus
 from daemon.maker import AgentMaker
 from daemon.proposals import ProposalDesk
 from daemon.runner import Runner
 from daemon.selection import as_asked, choose_model, open_client
 from daemon.settings import Settings
+from daemon.standing import LocalControls
 from llm import LLMClient, LLMConfig, Routes, Selection
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Runtime:
         states: what is kept about each agent between its runs.
         desk: decides about proposals.
         runner: runs agents.
+        controls: what a person may do to agents.
         llm: the model, None for rules only.
         selection: which model was chosen and why.
         agent_names: the agents to run, in order.
@@ -64,6 +67,7 @@ class Runtime:
     states: StateStore
     desk: ProposalDesk
     runner: Runner
+    controls: Controls
     llm: LLMClient | None
     selection: Selection
     agent_names: tuple[str, ...]
@@ -113,6 +117,7 @@ async def open_runtime(
         database = await Database.open(settings.daemon.data_dir / DATABASE, check=with_llm)
         stack.push_async_callback(database.aclose)
         proposals, runs = ProposalStore(database), RunStore(database)
+        due_times, states = DueTimeStore(database), StateStore(database)
         selection = await _select(settings, llm_config, with_llm=with_llm)
         llm = open_client(selection, observers=llm_observers)
         if llm is not None:
@@ -120,6 +125,12 @@ async def open_runtime(
         maker = AgentMaker(settings, registry, llm, now)
         desk = ProposalDesk(proposals, database, maker.make, bus, now)
         stack.push_async_callback(partial(desk.aclose, settings.daemon.stop_grace.total_seconds()))
+        runner = Runner(
+            maker, database, proposals, runs, desk, due_times=due_times, states=states, events=bus, now=now
+        )
+        controls = LocalControls(
+            settings, database, runs, desk, runner, due_times=due_times, states=states, events=bus, now=now
+        )
         yield Runtime(
             settings=settings,
             events=bus,
@@ -127,10 +138,11 @@ async def open_runtime(
             db=database,
             proposals=proposals,
             runs=runs,
-            due_times=DueTimeStore(database),
-            states=StateStore(database),
+            due_times=due_times,
+            states=states,
             desk=desk,
-            runner=Runner(maker, database, proposals, runs, desk, events=bus, now=now),
+            runner=runner,
+            controls=controls,
             llm=llm,
             selection=selection,
             agent_names=names,
