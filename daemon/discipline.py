@@ -107,7 +107,7 @@ def held_until(status: AgentStatus, now: datetime, backoff: Iterable[timedelta] 
         backoff: the agent's back-off, which may be longer than what a model's server can ask for.
     """
     until = status.held_until
-    if until is None or until <= now or until - now > max(LONGEST_HOLD, *backoff):
+    if until is None or until <= now or until - now > max((LONGEST_HOLD, *backoff)):
         return None
     return until
 
