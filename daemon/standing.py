@@ -1,7 +1,7 @@
 """Standing: where agents stand and why, and the controls over them: alone, and inside the daemon.
 
-Both kinds of controls keep states in the same way and tell why in the same words. The daemon's add what only
-its scheduler knows: what is running, when an agent runs next, what keeps it from running at this moment.
+Both kinds of controls keep states in the same way. The daemon's add what only its scheduler knows: what is
+running, when an agent runs next, what keeps it from running at this moment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from agents.config import AgentConfig
 from agents.context import utc_now
 from agents.errors import AgentError, AgentNotFound
 from agents.schedule import Schedule
-from daemon.controls import Standing
+from daemon.controls import Controls, Standing
 from daemon.discipline import held_until, paused, resumed
 from daemon.errors import DaemonError
 from daemon.events import AgentState, AgentStatus, EventBus, RunResult
@@ -43,13 +43,16 @@ DUE_TIMES_SHOWN = 10
 Backup = Callable[[Path | None], Awaitable[Path]]
 """Makes a verified copy of the database; see `Controls.backup`."""
 
+Reload = Callable[[], Awaitable[tuple[str, ...]]]
+"""Reads the configuration again; see `Controls.reload`."""
+
 
 class Live(Protocol):
     """What a scheduler that runs knows of its agents, and does when asked."""
 
     @property
     def runtime(self) -> Runtime | None:
-        """What is open."""
+        """What is open, by the configuration that is in force."""
 
     def running_since(self, agent: str) -> datetime | None:
         """When the agent's run that is under way began, None when none is."""
@@ -61,13 +64,10 @@ class Live(Protocol):
         """When that is run at the earliest, None when only a person or an event can bring a run."""
 
     def holds(self, agent: str) -> tuple[str, ...]:
-        """What keeps it from running now, besides its state and the back-off: one sentence each."""
+        """What keeps it from running now, one sentence each, with the way out."""
 
     async def run_once(self, agent: str) -> list[RunResult]:
         """Run it now."""
-
-    async def reload(self) -> tuple[str, ...]:
-        """Read the configuration again; see `Controls.reload`."""
 
 
 class LocalControls:
@@ -126,8 +126,35 @@ class LocalControls:
         return await self._runner.run(agent, trigger)
 
     async def why(self, agent: str) -> Standing:
-        """Where the agent stands."""
-        return await self._standing(agent)
+        """Where the agent stands, as the stores and the configuration say."""
+        enabled = agent in self._settings.enabled_agents
+        holds: list[str] = []
+        try:
+            config = await self._runner.config(agent)
+        except AgentNotFound:
+            raise
+        except AgentError as error:
+            config = AgentConfig(name=agent, every=None)
+            holds.append(f"it cannot be run: {error}")
+        status = await self._states.get(agent)
+        last = await self._runs.list(agent=agent, limit=1)
+        due_times = await self._due_times.list(agent=agent, limit=DUE_TIMES_SHOWN)
+        newest = await self._due_times.last(agent)
+        if newest is None and last:
+            newest = last[0].started_at
+        now = self._now()
+        # In a thread: the machine's time zone, and whatever reads cron expressions, are read from the disk.
+        words, next_due, quiet = await asyncio.to_thread(_by_the_clock, config, newest, now)
+        holds += _holds(status, config, now, quiet, enabled=enabled)
+        return Standing(
+            status=status,
+            schedule=words,
+            enabled=enabled,
+            next_due=next_due if enabled else None,
+            holds=(*holds, NO_DAEMON),
+            last_run=last[0] if last else None,
+            due_times=due_times,
+        )
 
     async def reload(self) -> tuple[str, ...]:
         """Raises DaemonError: there is nobody who would have to read the configuration again."""
@@ -170,100 +197,62 @@ class LocalControls:
         except AgentError:
             return None
 
-    async def _standing(self, agent: str) -> Standing:
-        """What the stores and the configuration say, as if nobody ran agents on schedule."""
-        enabled = agent in self._current_settings().enabled_agents
-        holds: list[str] = []
-        try:
-            config = await self._runner.config(agent)
-        except AgentNotFound:
-            raise
-        except AgentError as error:
-            config = AgentConfig(name=agent, every=None)
-            holds.append(f"it cannot be run: {error}")
-        status = await self._states.get(agent)
-        last = await self._runs.list(agent=agent, limit=1)
-        due_times = await self._due_times.list(agent=agent, limit=DUE_TIMES_SHOWN)
-        newest = await self._due_times.last(agent)
-        if newest is None and last:
-            newest = last[0].started_at
-        now = self._now()
-        # In a thread: the machine's time zone, and whatever reads cron expressions, are read from the disk.
-        words, next_due, quiet = await asyncio.to_thread(_by_the_clock, config, newest, now)
-        holds += _holds(status, config, now, quiet, enabled=enabled)
-        return Standing(
-            status=status,
-            schedule=words,
-            enabled=enabled,
-            next_due=next_due if enabled else None,
-            holds=(*holds, NO_DAEMON),
-            last_run=last[0] if last else None,
-            due_times=due_times,
-        )
 
-    def _current_settings(self) -> Settings:
-        return self._settings
-
-
-class DaemonControls(LocalControls):
-    """The controls inside the daemon.
+class DaemonControls:
+    """The controls inside the daemon: those over what is kept, and what its scheduler knows besides.
 
     Args:
         scheduler: the one that runs.
-        runtime: what is open.
-        backup: makes a copy of the database; None where nobody can.
-        now: the clock, UTC.
+        runtime: what is open; the scheduler has another one after the configuration was read again.
+        reload: reads the configuration again.
+        backup: makes a copy of the database; None leaves that to the runtime's own controls.
     """
 
     def __init__(
-        self,
-        scheduler: Live,
-        runtime: Runtime,
-        *,
-        backup: Backup | None = None,
-        now: Callable[[], datetime] = utc_now,
+        self, scheduler: Live, runtime: Runtime, *, reload: Reload, backup: Backup | None = None
     ) -> None:
-        super().__init__(
-            runtime.settings,
-            runtime.db,
-            runtime.runs,
-            runtime.desk,
-            runtime.runner,
-            due_times=runtime.due_times,
-            states=runtime.states,
-            events=runtime.events,
-            backup=backup,
-            now=now,
-        )
         self._scheduler = scheduler
+        self._runtime = runtime
+        self._reload = reload
+        self._backup = backup
+
+    async def pause(self, agent: str, by: str, reason: str = "") -> AgentStatus:
+        """Do not run the agent on schedule until it is resumed; a run under way goes on."""
+        return await self._kept.pause(agent, by, reason)
+
+    async def resume(self, agent: str, by: str) -> AgentStatus:
+        """Run a paused, quarantined or held agent on schedule again; its failures are forgotten."""
+        return await self._kept.resume(agent, by)
 
     async def run(self, agent: str, trigger: str = "manual") -> RunResult:
         """Run the agent now, beside those that the scheduler runs, and tell how the run ended."""
         del trigger  # the scheduler knows that a person asked
-        await self._check_known(agent)
         (result,) = await self._scheduler.run_once(agent)
         return result
 
     async def why(self, agent: str) -> Standing:
         """Where the agent stands."""
-        standing = await self._standing(agent)
         live = self._scheduler
-        here = [hold for hold in standing.holds if hold != NO_DAEMON]
         return replace(
-            standing,
+            await self._kept.why(agent),
             running_since=live.running_since(agent),
             next_due=live.next_due(agent),
             next_run=live.next_run(agent),
-            holds=tuple(dict.fromkeys((*here, *live.holds(agent)))),
+            holds=live.holds(agent),
         )
 
     async def reload(self) -> tuple[str, ...]:
         """Read the configuration again, whole or not at all; returns what changed, one sentence each."""
-        return await self._scheduler.reload()
+        return await self._reload()
 
-    def _current_settings(self) -> Settings:
-        runtime = self._scheduler.runtime
-        return self._settings if runtime is None else runtime.settings
+    async def backup(self, to: Path | None = None) -> Path:
+        """Make a verified copy of the database and return where it is; `to` None puts it with the others."""
+        return await (self._kept.backup(to) if self._backup is None else self._backup(to))
+
+    @property
+    def _kept(self) -> Controls:
+        """The controls over what is kept, by the configuration that is in force."""
+        return (self._scheduler.runtime or self._runtime).controls
 
 
 def _by_the_clock(
