@@ -129,12 +129,13 @@ class LocalControls:
         """Where the agent stands, as the stores and the configuration say."""
         enabled = agent in self._settings.enabled_agents
         holds: list[str] = []
+        readable = True
         try:
             config = await self._runner.config(agent)
         except AgentNotFound:
             raise
         except AgentError as error:
-            config = AgentConfig(name=agent, every=None)
+            config, readable = AgentConfig(name=agent, every=None), False
             holds.append(f"it cannot be run: {error}")
         status = await self._states.get(agent)
         last = await self._runs.list(agent=agent, limit=1)
@@ -148,7 +149,7 @@ class LocalControls:
         holds += _holds(status, config, now, quiet, enabled=enabled)
         return Standing(
             status=status,
-            schedule=words,
+            schedule=words if readable else "not known",
             enabled=enabled,
             next_due=next_due if enabled else None,
             holds=(*holds, NO_DAEMON),

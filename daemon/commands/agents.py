@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime, timedelta
+import shutil
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from daemon.commands.base import Invocation, command_options, examples, pass_invocation, person
-from daemon.commands.shapes import due_cells, moment, plain, run_data, run_remarks, until
+from daemon.commands.shapes import due_cells, moment, plain, rough, run_data, run_remarks, until
 from daemon.errors import DaemonError, ExitCode
 from daemon.render import Column, Screen, Style
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _STYLES: Mapping[str, Style] = {"active": "green", "paused": "yellow", "quarantined": "red"}
+_INDENT = 6
 _DUE_COLUMNS = (
     Column("due (UTC)"),
     Column("times", right=True),
@@ -71,7 +74,7 @@ def list_agents(call: Invocation) -> None:
     screen.table([Column(head) for head in heads], [_cells(row, now) for row in rows])
     for problem in problems:
         screen.line(problem, "yellow")
-    if _is_alone(standings):
+    if any(standing.enabled and _is_alone(standing) for standing in standings.values()):
         screen.line("No daemon is running, so nothing runs on schedule: askfirst run", "yellow")
 
 
@@ -163,10 +166,11 @@ def _standings(call: Invocation, names: list[str]) -> tuple[dict[str, Standing],
         return {}, [f"where they stand is not known: {error}"]
 
 
-def _is_alone(standings: dict[str, Standing]) -> bool:
+def _is_alone(standing: Standing) -> bool:
+    """Whether nothing runs on schedule, for want of a daemon."""
     from daemon.standing import NO_DAEMON  # noqa: PLC0415 - loads what runs agents
 
-    return any(standing.enabled and NO_DAEMON in standing.holds for standing in standings.values())
+    return NO_DAEMON in standing.holds
 
 
 def _described(
@@ -194,7 +198,7 @@ def _described(
         kind = registry.get(entry.name)
         config = settings.agent_config(entry.name, kind)
     except AgentError as error:
-        return {**row, "error": str(error)}
+        return {**row, "schedule": None, "error": str(error)}
     return {
         **row,
         "every": None if config.every is None else format_duration(config.every),
@@ -217,8 +221,7 @@ def _state(row: dict[str, Any], now: datetime) -> str:
     held: datetime | None = row["held_until"]
     if held is None:
         return row["state"] or "enabled"
-    day, hour = moment(held).split()
-    return f"held until {hour if held - now < timedelta(days=1) else day}"
+    return f"held for {rough(held - now)}"
 
 
 def _show_status(screen: Screen, status: AgentStatus, words: str) -> None:
@@ -240,27 +243,36 @@ def _show_standing(screen: Screen, standing: Standing, now: datetime) -> None:
     screen.fields([(name, value) for name, value in _fields(standing, now) if value])
     if standing.holds:
         screen.heading("What holds it:")
-        screen.items(standing.holds)
+        screen.items(_wrapped(screen, standing.holds))
     last = standing.last_run
     if last is not None and (remarks := run_remarks(last)):
         screen.heading("Its last run says:")
-        screen.items(remarks)
+        screen.items(_wrapped(screen, remarks))
     if standing.due_times:
         screen.heading("Its last due times:")
         cells = [due_cells(each) for each in standing.due_times]
         screen.table(_DUE_COLUMNS, [(due, times, *rest) for due, times, _agent, *rest in cells])
 
 
+def _wrapped(screen: Screen, texts: Iterable[str]) -> list[str]:
+    """Sentences in lines of whole words at a terminal; a line each for whoever reads them otherwise."""
+    if not screen.for_people:
+        return list(texts)
+    width = max(shutil.get_terminal_size().columns - _INDENT, _INDENT)
+    return ["\n".join(textwrap.wrap(text, width, break_on_hyphens=False)) for text in texts]
+
+
 def _fields(standing: Standing, now: datetime) -> list[tuple[str, object]]:
     status, last = standing.status, standing.last_run
     failures = ""
     if status.failures:
-        of_model = f", {status.model_failures} of them its model's" if status.model_failures else ""
+        of_model = f", {status.model_failures} of them because of its model" if status.model_failures else ""
         failures = f"{status.failures} in a row{of_model}"
     return [
         ("schedule", standing.schedule),
         ("running since (UTC)", _moment(standing.running_since, now)),
         ("last run (UTC)", "never" if last is None else _how_it_ended(last, now)),
+        ("details", "" if last is None else f"askfirst runs show {last.run_id}"),
         ("failures", failures),
         ("next due (UTC)", _moment(standing.next_due, now)),
         ("next run (UTC)", _next_run(standing, now)),
@@ -272,11 +284,13 @@ def _next_run(standing: Standing, now: datetime) -> str:
         return _moment(standing.next_run, now)
     if standing.status.state != "active":
         return "when it is resumed"
+    if _is_alone(standing):
+        return "when a daemon runs"
     return "not as things stand" if standing.holds else "by hand, or when something happens"
 
 
 def _how_it_ended(run: RunResult, now: datetime) -> str:
-    return f"{_moment(run.started_at, now)}: {run.outcome.value} after {run.seconds:.1f} s, run {run.run_id}"
+    return f"{_moment(run.started_at, now)}: {run.outcome.value} after {run.seconds:.1f} s"
 
 
 def _moment(at: datetime | None, now: datetime) -> str:
