@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 from agents.base import BaseAgent
 from agents.context import utc_now
 from agents.registry import AgentRegistry
+from daemon.controls import Controls
 from daemon.events import EventBus
 from daemon.maker import AgentMaker
 from daemon.proposals import ProposalDesk
 from daemon.runner import Runner
 from daemon.selection import as_asked, choose_model, open_client
 from daemon.settings import Settings
+from daemon.standing import LocalControls
 from llm import LLMClient, LLMConfig, Routes, Selection
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Runtime:
         states: what is kept about each agent between its runs.
         desk: decides about proposals.
         runner: runs agents.
+        controls: what a person may do to agents.
         llm: the model, None for rules only.
         selection: which model was chosen and why.
         agent_names: the agents to run, in order.
@@ -64,6 +67,7 @@ class Runtime:
     states: StateStore
     desk: ProposalDesk
     runner: Runner
+    controls: Controls
     llm: LLMClient | None
     selection: Selection
     agent_names: tuple[str, ...]
@@ -144,9 +148,15 @@ def assemble(
     from daemon.store.states import StateStore  # noqa: PLC0415
 
     proposals, runs = ProposalStore(database), RunStore(database)
-    due_times = DueTimeStore(database)
+    due_times, states = DueTimeStore(database), StateStore(database)
     maker = AgentMaker(settings, registry, llm, now)
     desk = ProposalDesk(proposals, database, maker.make, events, now)
+    runner = Runner(
+        maker, database, proposals, runs, desk, due_times=due_times, states=states, events=events, now=now
+    )
+    controls = LocalControls(
+        settings, database, runs, desk, runner, due_times=due_times, states=states, events=events, now=now
+    )
     return Runtime(
         settings=settings,
         events=events,
@@ -155,9 +165,10 @@ def assemble(
         proposals=proposals,
         runs=runs,
         due_times=due_times,
-        states=StateStore(database),
+        states=states,
         desk=desk,
-        runner=Runner(maker, database, proposals, runs, desk, due_times=due_times, events=events, now=now),
+        runner=runner,
+        controls=controls,
         llm=llm,
         selection=selection,
         agent_names=names,

@@ -62,15 +62,22 @@ class DueTimeStore:
         async with self._database.read() as connection:
             return {agent: (before, newest) for agent, before, newest in await connection.execute(query)}
 
-    async def list(self, agent: str | None = None, limit: int | None = 50) -> tuple[DueTime, ...]:
+    async def list(
+        self, agent: str | None = None, limit: int | None = 50, *, fate: Fate | None = None
+    ) -> tuple[DueTime, ...]:
         """Due times, the newest first.
 
         Args:
             agent: only those of this agent.
             limit: at most so many, None for all.
+            fate: only those that this became of.
         """
         query = select(due_times).order_by(due_times.c.due.desc(), due_times.c.agent).limit(limit)
-        return await self._load(query if agent is None else query.where(due_times.c.agent == agent))
+        if agent is not None:
+            query = query.where(due_times.c.agent == agent)
+        if fate is not None:
+            query = query.where(due_times.c.fate == fate.value)
+        return await self._load(query)
 
     async def forget(self, connection: AsyncConnection, before: datetime, limit: int) -> int:
         """Delete up to `limit` that are older than `before`, but each agent's newest; returns how many."""

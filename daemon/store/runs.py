@@ -45,11 +45,16 @@ class RunStore:
         Raises:
             DaemonError: there is none.
         """
-        found = await self._load(select(runs).where(runs.c.id == run_id))
-        if not found:
+        found = await self.find(run_id)
+        if found is None:
             msg = f"there is no run {run_id!r}; 'askfirst runs list' shows those there are"
             raise DaemonError(msg)
-        return found[0]
+        return found
+
+    async def find(self, run_id: str) -> RunResult | None:
+        """As `get`, but None if there is none."""
+        found = await self._load(select(runs).where(runs.c.id == run_id))
+        return found[0] if found else None
 
     async def list(self, agent: str | None = None, limit: int | None = 50) -> tuple[RunResult, ...]:
         """Runs with their proposals as they stand now, the newest first.
