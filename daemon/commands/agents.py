@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daemon.commands.base import Invocation, command_options, examples, pass_invocation
+from daemon.commands.hooks import hook
 from daemon.render import Column
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 @command_options
 def command() -> None:
     """See which agents there are."""
+
+
+command.add_command(hook)
 
 
 @command.command("list", epilog=examples("askfirst agents list"))

@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from datetime import timedelta
+from datetime import datetime, time, timedelta, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from agents.config import AgentConfig
 from agents.durations import format_duration
 from agents.errors import AgentSettingsError
+from agents.schedule import BeforeEvent, QuietWindow
 from agents.words import nearest
 from daemon.errors import SettingsError, SettingsProblem
 from daemon.settings.backends import is_taken, values_of
@@ -228,13 +229,26 @@ def as_text(path: KeyPath, value: Any) -> str:
         return HIDDEN if value else NOT_SET
     if value is None or value == "":
         return NOT_SET
+    value = _written(value)
+    return str(value) if isinstance(value, str | Path) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _written(value: Any) -> Any:
+    """A value, and what is in it, as the file has it."""
     if isinstance(value, timedelta):
         return format_duration(value)
+    if isinstance(value, datetime):
+        return value.isoformat(" ")
+    if isinstance(value, time):
+        return value.isoformat("minutes" if value.second == value.microsecond == 0 else "auto")
+    if isinstance(value, tzinfo | QuietWindow):
+        return str(value)
+    if isinstance(value, BeforeEvent):
+        parts = {"calendar": value.calendar, "lead": format_duration(value.lead)}
+        return {**parts, "title": value.title} if value.title else parts
     if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    if isinstance(value, tuple):
-        value = [format_duration(each) if isinstance(each, timedelta) else each for each in value]
-    return str(value) if isinstance(value, str | Path) else json.dumps(value, ensure_ascii=False, default=str)
+        return value.model_dump(mode="json")
+    return [_written(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 def schema() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from agents.context import utc_now
 from agents.proposal import ProposalStatus
 from agents.schedule import Schedule
-from daemon.events import Event, ProposalChanged, RunFinished, RunOutcome, RunResult
+from daemon.events import Event, ProposalChanged, RunBegun, RunFinished, RunOutcome, RunResult
 from daemon.triggers.calendar import Calendars
 from daemon.triggers.files import FileWatch
 
@@ -50,6 +50,7 @@ class Triggers:
     ) -> None:
         self._schedules = dict(schedules)
         self._fire = fire
+        self._running: dict[str, str] = {}
         watched = {name: each.watch for name, each in schedules.items() if each.watch}
         self._files = FileWatch(watched, base_dir, self._file_changed, since=since)
         self._calendars = Calendars(schedules, base_dir, self._before_event, since=since, now=now)
@@ -73,9 +74,15 @@ class Triggers:
                 self._tell(name, f"after {result.agent}", None)
 
     def observe(self, event: Event) -> None:
-        """An `EventBus` subscriber: `note` of runs, and of what an agent changes when it applies."""
-        if isinstance(event, RunFinished):
-            self.note(event.result)
+        """An `EventBus` subscriber: what an agent changes while it runs, applies or undoes is its own."""
+        if isinstance(event, RunBegun):
+            if event.agent not in self._running:
+                self.suppress(event.agent)
+            self._running[event.agent] = event.run_id
+        elif isinstance(event, RunFinished):
+            if self._running.get(event.result.agent) == event.result.run_id:
+                del self._running[event.result.agent]
+                self.resume(event.result.agent)
         elif isinstance(event, ProposalChanged):
             self._mind_its_changes(event)
 

@@ -16,7 +16,6 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, time, timedelta, tzinfo
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +37,6 @@ LOOK_EVERY = timedelta(minutes=10)
 READ_LIMIT_S = 180.0
 """A reading may take so long on a busy machine; its CPU time has a limit of its own."""
 
-MISSING = "calendars need packages that are not installed: pip install 'askfirst[agents]'"
-
-_EXTRA = ("icalendar", "recurring_ical_events")
 _READ_BYTES = 1024 * 1024
 _PASSED_ON = ("PATH", "HOME", "LANG", "TZ", "TZDIR", "PYTHONTZPATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 _PASSED_PREFIXES = ("LC_", "COVERAGE_")  # coverage measures the child too when it measures us
@@ -48,11 +44,6 @@ _PASSED_PREFIXES = ("LC_", "COVERAGE_")  # coverage measures the child too when 
 
 class UnreadableCalendar(Exception):
     """The calendar cannot be used; the message says why."""
-
-
-def packages_missing() -> bool:
-    """Whether what reads calendars is not installed."""
-    return any(find_spec(name) is None for name in _EXTRA)
 
 
 @dataclass(slots=True)

@@ -35,6 +35,9 @@ LONGEST_SETTLE_S = 30.0
 LOOK_ANYWAY_S = 600.0
 """A network file system notifies nobody of what others change on it."""
 
+LONGEST_BUSY_S = 3600.0
+"""A run or change that began so long ago is taken for ended, if its end could not be recorded."""
+
 CLOSE_LIMIT_S = 2.0
 """A look that is under way may take so long when the watching ends."""
 
@@ -63,6 +66,7 @@ class _Watched:
         first: when the change that is coming to rest began, seconds of `time.monotonic`; None without one.
         latest: when the last look found a difference.
         busy: how many of its runs and changes are under way.
+        busy_since: when that was last more, seconds of `time.monotonic`.
         own: whether what has changed by the next look is its own.
         told: whether it was said that there are too many files.
     """
@@ -74,8 +78,15 @@ class _Watched:
     first: float | None = None
     latest: float = 0.0
     busy: int = 0
+    busy_since: float = 0.0
     own: bool = False
     told: bool = False
+
+    def is_free(self, now: float) -> bool:
+        """Whether none of its runs and changes is under way; one whose end nobody told of ends some time."""
+        if self.busy and now - self.busy_since > LONGEST_BUSY_S:
+            self.busy = 0
+        return not self.busy
 
     def judge(self, fresh: Snapshot, now: float, settle: float, longest: float) -> bool:
         """Take in a look; tells whether the agent is due."""
@@ -168,6 +179,7 @@ class FileWatch:
         watched = self._agents.get(agent)
         if watched is not None:
             watched.busy += 1
+            watched.busy_since = time.monotonic()
 
     def resume(self, agent: str) -> None:
         """End what `suppress` began."""
@@ -211,7 +223,7 @@ class FileWatch:
         return hinted or any(each.own or each.first is not None for each in self._agents.values())
 
     async def _look(self) -> None:
-        free = {name: each for name, each in self._agents.items() if not each.busy}
+        free = {name: each for name, each in self._agents.items() if each.is_free(time.monotonic())}
         own = {name for name, each in free.items() if each.own}
         fresh = await asyncio.to_thread(self._snapshots, free)
         now = time.monotonic()
