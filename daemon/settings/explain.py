@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, time, timedelta, tzinfo
 from pathlib import Path
@@ -235,20 +235,28 @@ def as_text(path: KeyPath, value: Any) -> str:
 
 def _written(value: Any) -> Any:
     """A value, and what is in it, as the file has it."""
-    if isinstance(value, timedelta):
-        return format_duration(value)
-    if isinstance(value, datetime):
-        return value.isoformat(" ")
-    if isinstance(value, time):
-        return value.isoformat("minutes" if value.second == value.microsecond == 0 else "auto")
-    if isinstance(value, tzinfo | QuietWindow):
-        return str(value)
-    if isinstance(value, BeforeEvent):
-        parts = {"calendar": value.calendar, "lead": format_duration(value.lead)}
-        return {**parts, "title": value.title} if value.title else parts
-    if isinstance(value, BaseModel):
-        return value.model_dump(mode="json")
-    return [_written(each) for each in value] if isinstance(value, tuple | list) else value
+    if isinstance(value, tuple | list):
+        return [_written(each) for each in value]
+    return next((write(value) for kind, write in _WRITERS if isinstance(value, kind)), value)
+
+
+def _written_time(value: time) -> str:
+    return value.isoformat("auto" if value.second or value.microsecond else "minutes")
+
+
+def _written_before(value: BeforeEvent) -> Mapping[str, str]:
+    parts = {"calendar": value.calendar, "lead": format_duration(value.lead)}
+    return {**parts, "title": value.title} if value.title else parts
+
+
+_WRITERS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (timedelta, format_duration),
+    (datetime, lambda value: value.isoformat(" ")),
+    (time, _written_time),
+    (tzinfo | QuietWindow, str),
+    (BeforeEvent, _written_before),
+    (BaseModel, lambda value: value.model_dump(mode="json")),
+)
 
 
 def schema() -> dict[str, Any]:

@@ -213,7 +213,7 @@ def _agent_problems(
 
 
 def _order_problems(tables: Mapping[str, Any], sources: Sources) -> list[SettingsProblem]:
-    """What is wrong with `after`: agents that are not there, and agents that wait for each other in a circle."""
+    """What is wrong with `after`: agents that are not there, and agents in a circle."""
     before = {name: _names_before(table) for name, table in tables.items() if isinstance(table, Mapping)}
     problems = [
         sources.problem(
