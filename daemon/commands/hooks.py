@@ -12,9 +12,7 @@ if TYPE_CHECKING:
     from daemon.settings import Settings
 
 
-@click.command(
-    "hook", epilog=examples("askfirst agents hook matchmaker", "askfirst agents hook --renew matchmaker")
-)
+@click.command("hook", epilog=examples("askfirst agents hook matchmaker"))
 @click.argument("agent", metavar="NAME")
 @click.option("--renew", is_flag=True, help="Make a new token; the old one is refused from then on.")
 @command_options
@@ -51,14 +49,13 @@ def _check(settings: Settings, agent: str) -> None:
     if agent in settings.agents and settings.agent_config(agent).webhook:
         return
     if agent in settings.agents:
-        path = ("agents", agent)
-        message = "it takes no webhook; add webhook = true"
+        problem = settings.sources.problem(("agents", agent), "it takes no webhook; add webhook = true")
     else:
         from agents.words import nearest  # noqa: PLC0415 - as above
 
-        path = ("agents",)
         message = f"there is no table [agents.{agent}]; {nearest(agent, settings.agents)}"
-    raise SettingsError([settings.sources.problem(path, message)])
+        problem = settings.sources.problem(("agents",), message)
+    raise SettingsError([problem])
 
 
 def _address(settings: Settings) -> str:
