@@ -165,6 +165,12 @@ class AgentScheduler:
         if self._timer is not None:
             self._timer.pause()
 
+    def fire(self, agent: str, trigger: str, due: datetime | None = None) -> None:
+        """Run an agent because something happened; see `daemon.triggers`."""
+        del due
+        if self._runtime is not None and self.running:
+            self._crew.run(self._runtime, agent, trigger)
+
     def hurry(self) -> None:
         """Make `stop` wait for no run."""
         self._crew.hurried.set()

@@ -10,9 +10,12 @@ from daemon.commands.base import Invocation, command_options, examples, pass_inv
 
 if TYPE_CHECKING:
     from daemon.settings import Settings
+    from daemon.triggers.tokens import HookTokens
 
 
-@click.command("hook", epilog=examples("askfirst agents hook matchmaker"))
+@click.command(
+    "hook", epilog=examples("askfirst agents hook matchmaker", "askfirst agents hook matchmaker --renew")
+)
 @click.argument("agent", metavar="NAME")
 @click.option("--renew", is_flag=True, help="Make a new token; the old one is refused from then on.")
 @command_options
@@ -30,7 +33,7 @@ def hook(call: Invocation, agent: str, renew: bool) -> None:
     token = None if renew else tokens.get(agent)
     made = token is None
     if token is None:
-        token = tokens.make(agent)
+        token = _make(settings, tokens, agent)
     url = f"{_address(settings)}/hooks/{agent}"
     curl = f"curl -X POST -H 'Authorization: Bearer {token}' {url}"
     screen = call.screen()
@@ -41,6 +44,14 @@ def hook(call: Invocation, agent: str, renew: bool) -> None:
     screen.line(curl)
     for remark in _remarks(settings):
         screen.line(remark, "yellow")
+
+
+def _make(settings: Settings, tokens: HookTokens, agent: str) -> str:
+    from daemon.runtime import DATABASE  # noqa: PLC0415 - loads the agents
+    from daemon.store.files import private_folder  # noqa: PLC0415 - beside what it is needed for
+
+    private_folder(settings.daemon.data_dir, DATABASE)
+    return tokens.make(agent)
 
 
 def _check(settings: Settings, agent: str) -> None:

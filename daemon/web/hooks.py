@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from daemon.errors import DaemonError
 from daemon.triggers.tokens import HookTokens
 
 MOST_BYTES = 64 * 1024
@@ -63,7 +64,10 @@ class Hooks:
         if wait:
             too_often = f"at most {MOST_A_MINUTE} requests a minute for each agent"
             return _refusal(429, too_often, {"Retry-After": str(wait)})
-        reason = await self.take(agent)
+        try:
+            reason = await self.take(agent)
+        except DaemonError as error:
+            reason = str(error)
         if reason:
             return JSONResponse({"agent": agent, "taken": False, "error": reason}, status_code=503)
         return JSONResponse({"agent": agent, "taken": True}, status_code=202)
