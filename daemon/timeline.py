@@ -240,10 +240,14 @@ class Timeline:
         elif cause is not None and policy == "skip":
             self._settle(dues, _gone(cause), cause.reason)
             self.loose = True
-        elif cause is not None and policy == "once" and self._every and not self._waiting and dues.last < now:
+        elif cause is not None and policy == "once" and self._is_long_past(dues.last, now):
             self._begin_anew(dues, cause, now)
         else:
             self._join(dues, cause, "schedule")
+
+    def _is_long_past(self, due: datetime, now: datetime) -> bool:
+        """Whether the next due time of an interval comes sooner than that one is past."""
+        return self._every is not None and not self._waiting and now - due >= self._every / 2
 
     def _begin_anew(self, dues: Dues, cause: Cause, now: datetime) -> None:
         """An interval that was missed is due now, and counts from here: no second run soon after this one."""

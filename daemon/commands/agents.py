@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from daemon.commands.base import Invocation, command_options, examples, pass_invocation, person
+from daemon.commands.hooks import hook
 from daemon.commands.shapes import due_cells, moment, plain, rough, run_data, run_remarks, until
 from daemon.errors import DaemonError, ExitCode
 from daemon.render import Column, Screen, Style
@@ -50,6 +51,9 @@ _DUE_COLUMNS = (
 @command_options
 def command() -> None:
     """See where agents stand; pause, resume and run them."""
+
+
+command.add_command(hook)
 
 
 @command.command("list", epilog=examples("askfirst agents list"))
