@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from daemon.crew import CANCEL_LIMIT_S
 from daemon.deadman import DeadMan
 from daemon.errors import DaemonError, ExitCode
-from daemon.events import EventBus, RunOutcome
+from daemon.events import AgentState, EventBus, RunOutcome
 from daemon.lifecycle import Lifecycle, notify
 from daemon.observability.health import Health, Ping
 from daemon.observability.logging import EventLog, configure_logging, dropped_lines
@@ -174,7 +174,9 @@ class Daemon:
         return {name: str(table["ping_url"]) for name, table in tables.items() if table.get("ping_url")}
 
     async def _serve(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
+        from daemon.triggers.tokens import HookTokens  # noqa: PLC0415 - as above
         from daemon.web.app import build_app  # noqa: PLC0415 - as above
+        from daemon.web.hooks import Hooks  # noqa: PLC0415 - as above
         from daemon.web.ops import Operations  # noqa: PLC0415 - as above
 
         version = await asyncio.to_thread(program_version)
@@ -182,9 +184,32 @@ class Daemon:
         operations = Operations(metrics=self._metrics, health=health, version=version)
         self._operations = operations
         own = () if web.address[0] in _WILDCARDS else (self.settings.web.host,)
-        await web.start(build_app(operations, allowed_hosts=(*own, *self.settings.web.allowed_hosts)))
+        tokens = HookTokens(self.settings.daemon.data_dir)
+        hooks = Hooks(tokens=tokens, hooked=self._hooked, take=self._take_hook)
+        allowed = (*own, *self.settings.web.allowed_hosts)
+        await web.start(build_app(operations, hooks=hooks, allowed_hosts=allowed))
         stack.push_async_callback(self.lifecycle.stage, "web", CLOSE_LIMIT_S, web.aclose)
         self.url = web.url
+
+    def _hooked(self) -> frozenset[str]:
+        """The agents that take webhooks."""
+        runtime = self._scheduler.runtime
+        names = () if runtime is None else runtime.agent_names
+        tables = {} if runtime is None else runtime.settings.agents
+        return frozenset(name for name in names if tables.get(name, {}).get("webhook") is True)
+
+    async def _take_hook(self, agent: str) -> str:
+        """An authorised request asks for an agent; returns why it is not run, empty if it is."""
+        runtime = self._scheduler.runtime
+        if runtime is None or not self._scheduler.running or self.lifecycle.stopping.is_set():
+            return "the program is stopping"
+        status = await runtime.states.get(agent)
+        if status.state is not AgentState.ACTIVE:
+            way_out = f"askfirst agents resume {agent}"
+            return f"it is {status.state}{status.reason and f': {status.reason}'}; resume it with: {way_out}"
+        if self._scheduler.trigger(agent, "webhook"):
+            return ""
+        return f"it is not scheduled; see: askfirst agents why {agent}"
 
     def _teach_metrics(self, runtime: Runtime) -> None:
         self._metrics.expect_agents({*runtime.registry.names(), *runtime.agent_names})
