@@ -32,6 +32,7 @@ from daemon.events import (
     Event,
     EventBus,
     ProposalChanged,
+    RunBegun,
     RunFinished,
     RunOutcome,
     RunResult,
@@ -130,6 +131,7 @@ class Runner:
             try:
                 config = await self._maker.config(agent_name)
                 async with self._interruptions.alone(run, config):
+                    self._events.publish(RunBegun(agent=run.agent, run_id=run.run_id, trigger=run.trigger))
                     await self._work(run, config)
                     return await finished(self._record(run, config))
             except (AgentError, LockBusy) as error:
