@@ -167,7 +167,8 @@ class Runner:
         Raises:
             StoreError: the database cannot be used.
         """
-        kept, found = await self._states.all(), []
+        kept = await self._states.all()
+        found: list[AgentStatus] = []
         for name in names:
             if name not in kept or kept[name].state is not AgentState.QUARANTINED:
                 continue
@@ -175,12 +176,19 @@ class Runner:
                 digest = config_digest(await self._maker.config(name))
             except AgentError:  # it cannot be run with this one either
                 continue
-            status = resumed_by_configuration(kept[name], digest, self._now())
-            if status is not None:
-                await self._states.set(status)
-                announce(self._events, status, kept[name].state)
-                found.append(status)
+            found += await finished(self._reconsider(name, digest))
         return tuple(found)
+
+    async def _reconsider(self, name: str, digest: str) -> list[AgentStatus]:
+        async with self._database.write() as connection:
+            before = await self._states.get(name, connection)  # a person may have been quicker
+            status = resumed_by_configuration(before, digest, self._now())
+            if status is not None:
+                await self._states.save(connection, status)
+        if status is None:
+            return []
+        announce(self._events, status, before.state)
+        return [status]
 
     async def _work(self, run: RunUnderWay, config: AgentConfig) -> None:
         """Let the agent look and think, within its time; what comes of it is in `run`."""
