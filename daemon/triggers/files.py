@@ -44,6 +44,7 @@ CLOSE_LIMIT_S = 2.0
 MOST_FILES = 20_000
 """Of one agent's files no more are looked at."""
 
+_LOOKS = 3
 _SHARE = 20
 """A look may take this part of the time at most, however many files there are."""
 
@@ -323,13 +324,34 @@ class _Notifier:
                 self._parts.append(RustNotify(paths, False, False, 300, recursive, True))  # noqa: FBT003 - as declared
 
     def hinted(self) -> bool:
-        """Whether there were notifications since the last question: a millisecond for each kind of root."""
-        answers = [part.watch(0, 1, 1, None) for part in self._parts]
-        return any(isinstance(answer, set) for answer in answers)
+        """Whether there were notifications since the last question."""
+        answers = [self._asked(part) for part in self._parts]  # each of them, as it forgets what it told
+        return any(answers)
+
+    @staticmethod
+    def _asked(part: Any) -> bool:
+        try:
+            return isinstance(part.watch(0, 0, 1, _Impatience()), set)
+        except TimeoutError:
+            return False
 
     def close(self) -> None:
         for part in self._parts:
             part.close()
+
+
+class _Impatience:
+    """Ends a question that was not answered: watchfiles looks again and again until its time is over."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+
+    def is_set(self) -> bool:
+        """Asked before each look; two in a row with the same changes are an answer."""
+        self._looks += 1
+        if self._looks > _LOOKS:
+            raise TimeoutError
+        return False
 
 
 def _absolute(pattern: str, base_dir: Path) -> str:
