@@ -21,6 +21,7 @@ from typing import Any
 
 from agents.context import utc_now
 from agents.schedule import BeforeEvent, Schedule
+from daemon.triggers.paths import absolute
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ class Calendars:
         self._calendars = {
             name: _Calendar(
                 event=schedule.before,
-                path=base_dir / Path(schedule.before.calendar).expanduser(),
+                path=Path(absolute(schedule.before.calendar, base_dir)),
                 zone=schedule.zone,
                 since=max((since or {}).get(name, from_when), begin - LOOK_BACK),
             )
