@@ -207,8 +207,9 @@ class Daemon:
         if status.state is not AgentState.ACTIVE:
             way_out = f"askfirst agents resume {agent}"
             return f"it is {status.state}{status.reason and f': {status.reason}'}; resume it with: {way_out}"
-        self._scheduler.fire(agent, "webhook")
-        return ""
+        if self._scheduler.trigger(agent, "webhook"):
+            return ""
+        return f"it is not scheduled; see: askfirst agents why {agent}"
 
     def _teach_metrics(self, runtime: Runtime) -> None:
         self._metrics.expect_agents({*runtime.registry.names(), *runtime.agent_names})

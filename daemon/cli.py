@@ -28,7 +28,7 @@ _LONGEST_COMPLAINT = 100_000
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("daemon.commands.run", "Run the daemon until it is stopped."),
     "proposals": ("daemon.commands.proposals", "Look at proposals and decide about them."),
-    "agents": ("daemon.commands.agents", "See which agents there are."),
+    "agents": ("daemon.commands.agents", "See where agents stand; pause, resume and run them."),
     "runs": ("daemon.commands.runs", "See what the agents did."),
     "llm": ("daemon.commands.llm", "Ask models, measure them, see what they cost."),
     "prompts": ("daemon.commands.prompts", "See and change what the agents' models are asked."),

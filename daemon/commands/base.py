@@ -79,10 +79,14 @@ class Invocation:
         finally:
             close()
 
-    def with_runtime(self, work: Callable[[Runtime], Awaitable[T]]) -> T:
-        """Do `work` with the program's parts opened, but no model; logging goes to standard error.
+    def with_runtime(self, work: Callable[[Runtime], Awaitable[T]], *, with_llm: bool = False) -> T:
+        """Do `work` with the program's parts opened; logging goes to standard error.
 
         Files are read before the event loop starts, which must not wait for a disk.
+
+        Args:
+            work: what to do.
+            with_llm: whether agents are run, and so need their model.
 
         Raises:
             SettingsError: the configuration cannot work.
@@ -94,7 +98,7 @@ class Invocation:
         settings = self.settings()
 
         async def opened() -> T:
-            async with open_runtime(settings, with_llm=False) as runtime:
+            async with open_runtime(settings, with_llm=with_llm) as runtime:
                 return await work(runtime)
 
         with self.logging(settings):
