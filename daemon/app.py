@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from daemon.control.lock import Holder, daemon_lock
+from daemon.control.operations import Operations as Commands
+from daemon.control.operations import table_of
+from daemon.control.report import report
+from daemon.control.server import ControlServer
 from daemon.crew import CANCEL_LIMIT_S
 from daemon.deadman import DeadMan
-from daemon.errors import DaemonError, ExitCode
+from daemon.errors import DaemonError, ExitCode, SettingsError
 from daemon.events import EventBus, RunOutcome
 from daemon.lifecycle import Lifecycle, notify
 from daemon.observability.health import Health, Ping
-from daemon.observability.logging import EventLog, configure_logging, dropped_lines
+from daemon.observability.logging import EventLog, configure_logging, dropped_lines, set_level
 from daemon.observability.metrics import Metrics
 from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
 
@@ -65,7 +70,7 @@ class Daemon:
         self.lifecycle = Lifecycle()
         self.ready = asyncio.Event()
         self.url: str | None = None
-        self._log_level = log_level or settings.daemon.log_level
+        self._fixed_level = log_level
         self._metrics = Metrics(dropped_lines=dropped_lines)
         self._scheduler = AgentScheduler(
             llm_config,
@@ -78,6 +83,8 @@ class Daemon:
         self._scheduler.events.subscribe(EventLog().note)
         self._web: WebServer | None = None
         self._operations: Operations | None = None
+        self._control: ControlServer | None = None
+        self._reloading = asyncio.Lock()
 
     async def run_until_stopped(self) -> ExitCode:
         """Run until a signal says to stop, then close everything in good order.
@@ -86,6 +93,7 @@ class Daemon:
             OK when it was told to stop, FAILED when a part of it broke.
 
         Raises:
+            DaemonRunning: another daemon uses the same data.
             AddressInUse: the port of the web endpoints is taken.
             DaemonError: the configuration or the database cannot be used.
         """
@@ -103,14 +111,47 @@ class Daemon:
     def _configure_logging(self) -> Callable[[], None]:
         from daemon.settings import all_keys  # noqa: PLC0415 - loads pydantic
 
-        secrets = all_keys(self.settings)
-        return configure_logging(self._log_level, self.settings.daemon.log_format, secrets=secrets)
+        secrets, daemon = all_keys(self.settings), self.settings.daemon
+        return configure_logging(self._fixed_level or daemon.log_level, daemon.log_format, secrets=secrets)
+
+    async def reload(self) -> tuple[str, ...]:
+        """Read the configuration again, whole or not at all; returns what changed, one sentence each.
+
+        Raises:
+            SettingsError: it cannot work, or changes what needs a restart; the old one stays in force.
+        """
+        from daemon.settings import load_settings  # noqa: PLC0415 - loads pydantic
+
+        async with self._reloading:
+            with self.lifecycle.reloading():
+                try:
+                    settings = await asyncio.to_thread(
+                        load_settings, self.settings.config_file, check_agents=True
+                    )
+                    changes = await self._scheduler.reload(settings)
+                except SettingsError as error:
+                    for problem in error.problems:
+                        _log.error("the configuration was not taken over: %s", problem)
+                    raise
+                self.settings = settings
+                set_level(self._fixed_level or settings.daemon.log_level)
+        for text in (*settings.warnings, *changes):
+            _log.info("the configuration was read again: %s", text)
+        return changes
+
+    async def _reload_by_signal(self) -> None:
+        with suppress(SettingsError):  # it was logged
+            if not await self.reload():
+                _log.info("the configuration was read again: nothing changed")
 
     async def _open(self, stack: AsyncExitStack) -> None:
+        own = await stack.enter_async_context(daemon_lock(self.settings.daemon.data_dir))
         web = self._bind_web(stack)
         grace = self.settings.daemon.stop_grace.total_seconds()
         limit = grace + CANCEL_LIMIT_S + CLOSE_LIMIT_S
         self.lifecycle.on_hurry(self._scheduler.hurry)
+        # Closed after the agents, so that who waits for a decision or a run still gets the answer.
+        stack.push_async_callback(self.lifecycle.stage, "commands", CLOSE_LIMIT_S, self._close_control)
         stack.push_async_callback(self.lifecycle.stage, "agents", limit, self._scheduler.stop)
         await self._scheduler.start()
         runtime = self._scheduler.runtime
@@ -122,8 +163,23 @@ class Daemon:
         self._start_dead_man(runtime, health, stack)
         if web is not None:
             await self._serve(web, health, stack)
+        await self._take_commands(runtime, health, own)
         stack.callback(self._say_stopping)
         await self._remember_successes(runtime)
+
+    async def _take_commands(self, runtime: Runtime, health: Health, own: Holder) -> None:
+        async def status() -> dict[str, Any]:
+            return await report(runtime, self._scheduler, health, own, self.url)
+
+        table = table_of(runtime, self._scheduler, runtime.controls, reload=self.reload, status=status)
+        daemon = runtime.settings.daemon
+        self._control = ControlServer(Commands(table), daemon.data_dir, own, group=daemon.control_group)
+        await self._control.start()
+        self.lifecycle.on_reload(self._reload_by_signal)
+
+    async def _close_control(self) -> None:
+        if self._control is not None:
+            await self._control.aclose(CLOSE_LIMIT_S / 2)
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
@@ -254,6 +310,8 @@ class Daemon:
         if self._operations is not None:
             self._operations.stopping = True
         self._scheduler.hold()
+        if self._control is not None:
+            self._control.hold()
 
     async def _wait(self) -> ExitCode:
         stop = asyncio.create_task(self.lifecycle.stopping.wait())

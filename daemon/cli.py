@@ -27,6 +27,8 @@ _LONGEST_COMPLAINT = 100_000
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("daemon.commands.run", "Run the daemon until it is stopped."),
+    "status": ("daemon.commands.status", "See how the running daemon is."),
+    "reload": ("daemon.commands.reload", "Have the running daemon read its configuration again."),
     "proposals": ("daemon.commands.proposals", "Look at proposals and decide about them."),
     "agents": ("daemon.commands.agents", "See which agents there are."),
     "runs": ("daemon.commands.runs", "See what the agents did."),
@@ -91,7 +93,8 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, value: bool) 
         "askfirst proposals list     see what they propose",
         "askfirst doctor             check that everything works",
     )
-    + "\n\nExit codes: 0 done, 1 something failed, 64 not understood, 78 the configuration cannot work.",
+    + "\n\nExit codes: 0 done, 1 something failed, 64 not understood, 75 not possible now, "
+    "78 the configuration cannot work.",
 )
 @click.option("--once", is_flag=True, help="Run every enabled agent once, show what came of it, and end.")
 @click.option(
