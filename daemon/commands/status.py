@@ -67,7 +67,11 @@ def _show(screen: Screen, found: Mapping[str, Any], now: datetime) -> None:
             ("data", found["data_dir"]),
             ("address", found["address"] or "none: web.enabled is false"),
             ("model", f"{model['backend']} {model['model']}" if model["backend"] else "none: rules only"),
-            *((name, f"not well: {answer['detail']}") for name, answer in found["open"].items() if answer["ok"] is False),
+            *(
+                (name, f"not well: {answer['detail']}")
+                for name, answer in found["open"].items()
+                if answer["ok"] is False
+            ),
         ]
     )
     screen.line()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class Connection:
             await asyncio.to_thread(_check_server, writer.get_extra_info("socket"), path, data_dir)
             await connection._greet()
         except BaseException:
-            writer.close()
+            await connection.aclose()
             raise
         return connection
 
@@ -85,6 +86,8 @@ class Connection:
     async def aclose(self) -> None:
         """End the connection."""
         self._writer.close()
+        with suppress(OSError):
+            await self._writer.wait_closed()
 
     async def _answers(self, request: wire.Request) -> AsyncIterator[Mapping[str, Any]]:
         """Every line that answers `request`, to the last one."""

@@ -66,10 +66,8 @@ def admitted(uid: int, group: str | None) -> Peer:
     if uid in (os.geteuid(), _ROOT):
         return Peer(uid, login, trusted=True)
     if group is None:
-        own = _login(os.geteuid())
-        msg = (
-            f"this daemon takes commands from {own} and root only, not from {login}; see daemon.control_group"
-        )
+        own = " and ".join(dict.fromkeys((_login(os.geteuid()), "root")))
+        msg = f"this daemon takes commands from {own} only, not from {login}; see daemon.control_group"
         raise NotAllowed(msg)
     if not _belongs(uid, group):
         msg = f"this daemon takes commands from users of the group {group} only, and {login} is none"

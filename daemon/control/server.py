@@ -139,10 +139,7 @@ class ControlServer:
             return
         self._check_hello(request)
         await line.say(dumps({"ok": self._greeting()}))
-        while not self._held:
-            request = await line.next_request(IDLE_LIMIT_S)
-            if request is None:
-                return
+        while (request := await line.next_request(IDLE_LIMIT_S)) is not None:
             await self._answer(line, request, peer)
 
     async def _admit(self, line: _Line) -> Peer:
