@@ -67,11 +67,7 @@ def _show(screen: Screen, found: Mapping[str, Any], now: datetime) -> None:
             ("data", found["data_dir"]),
             ("address", found["address"] or "none: web.enabled is false"),
             ("model", f"{model['backend']} {model['model']}" if model["backend"] else "none: rules only"),
-            *(
-                (name, f"not well: {answer['detail']}")
-                for name, answer in found["open"].items()
-                if answer["ok"] is False
-            ),
+            *_unwell(found["open"]),
         ]
     )
     screen.line()
@@ -81,6 +77,12 @@ def _show(screen: Screen, found: Mapping[str, Any], now: datetime) -> None:
         screen.line("No agent is enabled: give one a table such as [agents.matchmaker] in the configuration.")
     screen.line()
     screen.line(_waiting(found["waiting"]), "bold")
+
+
+def _unwell(answers: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, object]]:
+    for name, answer in answers.items():
+        if answer["ok"] is False:
+            yield name, f"not well: {answer['detail']}"
 
 
 def _cells(agent: Mapping[str, Any], now: datetime) -> Iterator[object]:

@@ -100,7 +100,7 @@ async def test_a_daemon_that_has_not_written_who_it_is_yet_is_still_seen(tmp_pat
 
 async def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file")
-    with pytest.raises(StoreError, match="set daemon.data_dir to a folder"):
+    with pytest.raises(StoreError, match=r"set daemon\.data_dir to a folder"):
         async with daemon_lock(tmp_path / "data"):
             pass
     assert await seen_by_others(tmp_path / "data") is None

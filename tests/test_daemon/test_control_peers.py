@@ -95,7 +95,7 @@ for line in lines:
         assert answer["error"]["message"].endswith(
             "from root only, not from nobody; see daemon.control_group"
         )
-        running.wait_for("a command was refused: " + answer["error"]["message"])
+        running.wait_for(f"a command was refused: {said}")
         assert running.call("proposals", "list").code == 0
 
     def test_a_user_of_the_group_decides_under_the_login_name_whatever_they_claim(

@@ -113,7 +113,7 @@ def test_a_pointer_to_anything_but_a_socket_of_ours_is_followed_by_nobody(data: 
 
 
 def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
-    with pytest.raises(DaemonError, match="cannot be made in .*nowhere: No such file"):
+    with pytest.raises(DaemonError, match=r"cannot be made in .*nowhere: No such file"):
         make_socket(tmp_path / "nowhere", None)
     remove_socket(tmp_path / "nowhere")
 

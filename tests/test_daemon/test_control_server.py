@@ -454,7 +454,7 @@ class TestBadCompany:
         more = {name: Operation(call=call, takes={}) for name, call in
                 (("breaks", breaks), ("unsendable", unsendable))}  # fmt: skip
         async with serving_on(settings, more=more) as served, served.remote() as daemon:
-            with pytest.raises(DaemonError, match="breaks failed unexpectedly, .* ZeroDivisionError"):
+            with pytest.raises(DaemonError, match=r"breaks failed unexpectedly, .* ZeroDivisionError"):
                 await daemon.connection.ask("breaks")
             with pytest.raises(DaemonError, match="TypeError"):
                 await daemon.connection.ask("unsendable")
@@ -497,7 +497,7 @@ class TestLongOnes:
         number = await served.keep(trouble="waits")
         async with served.remote() as daemon:
             monkeypatch.setattr(wire, "SILENT_S", 0.2)
-            with pytest.raises(DaemonSilent, match="has said nothing for 0.2 s; it seems to be stuck"):
+            with pytest.raises(DaemonSilent, match=r"has said nothing for 0\.2 s; it seems to be stuck"):
                 await daemon.desk.approve(number, "ana", "cli")
         await asyncio.to_thread(go, served)
 
@@ -544,7 +544,7 @@ class TestWithoutAnAnswer:
         assert not signs.runs
         async with reached(settings, signs) as runtime:
             assert isinstance(runtime, Runtime)
-        with pytest.raises(DaemonAbsent, match="no daemon runs on .*; `askfirst run` starts one"):
+        with pytest.raises(DaemonAbsent, match=r"no daemon runs on .*; `askfirst run` starts one"):
             async with daemon_of(settings, signs):
                 pass
 
