@@ -92,9 +92,8 @@ for line in lines:
         finally:
             running.socket.parent.chmod(0o700)
         assert answer["error"]["kind"] == "NotAllowed"
-        assert answer["error"]["message"].endswith(
-            "from root only, not from nobody; see daemon.control_group"
-        )
+        said = answer["error"]["message"]
+        assert said.endswith("from root only, not from nobody; see daemon.control_group")
         running.wait_for(f"a command was refused: {said}")
         assert running.call("proposals", "list").code == 0
 
