@@ -41,10 +41,6 @@ class Lifecycle:
         self.hurried = asyncio.Event()
         self.reason = ""
         self._on_hurry: list[Callable[[], None]] = []
-        self._reload: Callable[[], Awaitable[object]] | None = None
-        self._reload_task: asyncio.Task[None] | None = None
-        self._reload_again = False
-        self._reloading = 0
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
@@ -77,45 +73,9 @@ class Lifecycle:
         """Call `tell` when somebody asks a second time."""
         self._on_hurry.append(tell)
 
-    def on_reload(self, reload: Callable[[], Awaitable[object]]) -> None:
-        """Call `reload` at each SIGHUP: one after the other, and once more for those that come meanwhile."""
-        self._reload = reload
-
-    def _hang_up(self) -> None:
-        if self._reload is None:
-            _log.info("SIGHUP is ignored: restart the program to read its configuration again")
-        elif self.stopping.is_set():
-            _log.info("SIGHUP is ignored: the program is stopping")
-        elif self._reload_task is not None and not self._reload_task.done():
-            self._reload_again = True
-        else:
-            self._reload_task = asyncio.create_task(self._reloaded(self._reload), name="reload")
-
-    async def _reloaded(self, reload: Callable[[], Awaitable[object]]) -> None:
-        self._reload_again = True
-        while self._reload_again and not self.stopping.is_set():
-            self._reload_again = False
-            try:
-                with self.reloading():
-                    await reload()
-            except Exception:  # noqa: BLE001 - the configuration of before goes on
-                _log.exception("the configuration could not be read again")
-
-    @contextlib.contextmanager
-    def reloading(self) -> Iterator[None]:
-        """Tell systemd that the configuration is being read again, and afterwards that the program is ready.
-
-        `systemctl status` shows "reloading" until then. One inside another tells nothing of its own.
-        """
-        self._reloading += 1
-        if self._reloading == 1:
-            notify(f"RELOADING=1\nMONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
-        try:
-            yield
-        finally:
-            self._reloading -= 1
-            if not self._reloading and not self.stopping.is_set():
-                notify("READY=1")
+    @staticmethod
+    def _hang_up() -> None:
+        _log.info("SIGHUP is ignored: restart the program to read its configuration again")
 
     async def stage(self, name: str, limit: float, stop: Callable[[], Awaitable[None]]) -> bool:
         """Run one stage of stopping: at most `limit` seconds, or `HURRIED_LIMIT_S` after a second signal.

@@ -14,14 +14,12 @@ from typing import TYPE_CHECKING
 from agents.base import BaseAgent
 from agents.context import utc_now
 from agents.registry import AgentRegistry
-from daemon.controls import Controls
 from daemon.events import EventBus
 from daemon.maker import AgentMaker
 from daemon.proposals import ProposalDesk
 from daemon.runner import Runner
 from daemon.selection import as_asked, choose_model, open_client
 from daemon.settings import Settings
-from daemon.standing import LocalControls
 from llm import LLMClient, LLMConfig, Routes, Selection
 
 if TYPE_CHECKING:
@@ -50,7 +48,6 @@ class Runtime:
         due_times: what became of each due time.
         states: what is kept about each agent between its runs.
         desk: decides about proposals.
-        controls: what a person may do to agents.
         runner: runs agents.
         llm: the model, None for rules only.
         selection: which model was chosen and why.
@@ -66,7 +63,6 @@ class Runtime:
     due_times: DueTimeStore
     states: StateStore
     desk: ProposalDesk
-    controls: Controls
     runner: Runner
     llm: LLMClient | None
     selection: Selection
@@ -124,7 +120,6 @@ async def open_runtime(
         maker = AgentMaker(settings, registry, llm, now)
         desk = ProposalDesk(proposals, database, maker.make, bus, now)
         stack.push_async_callback(partial(desk.aclose, settings.daemon.stop_grace.total_seconds()))
-        runner = Runner(maker, database, proposals, runs, desk, events=bus, now=now)
         yield Runtime(
             settings=settings,
             events=bus,
@@ -135,8 +130,7 @@ async def open_runtime(
             due_times=DueTimeStore(database),
             states=StateStore(database),
             desk=desk,
-            controls=LocalControls(StateStore(database), runner),
-            runner=runner,
+            runner=Runner(maker, database, proposals, runs, desk, events=bus, now=now),
             llm=llm,
             selection=selection,
             agent_names=names,

@@ -159,20 +159,6 @@ class AgentScheduler:
             raise
         self._started_at = datetime.now(UTC)
 
-    async def reload(self, settings: Settings) -> tuple[str, ...]:
-        """Interim."""
-        from daemon.errors import SettingsError, SettingsProblem  # noqa: PLC0415 - interim
-
-        old = await self._read_settings()
-        if old.daemon.data_dir != settings.daemon.data_dir:
-            problem = settings.sources.problem(("daemon", "data_dir"), "needs a restart of the daemon")
-            assert isinstance(problem, SettingsProblem)
-            raise SettingsError([problem])
-        self._settings = settings
-        names = sorted({*old.agents, *settings.agents})
-        changed = [name for name in names if old.agents.get(name) != settings.agents.get(name)]
-        return tuple(f"agents.{name} changed" for name in changed)
-
     def hold(self) -> None:
         """Begin no new run from now on."""
         self._held = True
