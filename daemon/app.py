@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from daemon.control.lock import Holder, daemon_lock
+from daemon.control.operations import Operation, stopping, table_of
 from daemon.control.operations import Operations as Commands
-from daemon.control.operations import table_of
 from daemon.control.report import report
 from daemon.control.server import ControlServer
 from daemon.crew import CANCEL_LIMIT_S
@@ -23,6 +24,7 @@ from daemon.observability.health import Health, Ping
 from daemon.observability.logging import EventLog, configure_logging, dropped_lines, set_level
 from daemon.observability.metrics import Metrics
 from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
+from daemon.standing import DaemonControls
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent
@@ -163,16 +165,20 @@ class Daemon:
         self._start_dead_man(runtime, health, stack)
         if web is not None:
             await self._serve(web, health, stack)
-        await self._take_commands(runtime, health, own)
+        await self._take_commands(health, own)
         stack.callback(self._say_stopping)
         await self._remember_successes(runtime)
 
-    async def _take_commands(self, runtime: Runtime, health: Health, own: Holder) -> None:
-        async def status() -> dict[str, Any]:
-            return await report(runtime, self._scheduler, health, own, self.url)
+    async def _take_commands(self, health: Health, own: Holder) -> None:
+        def table() -> dict[str, Operation]:
+            scheduler, runtime = self._scheduler, self._scheduler.runtime
+            if runtime is None:
+                raise stopping()
+            status = partial(report, runtime, scheduler, health, own, self.url)
+            controls = DaemonControls(scheduler, runtime, reload=self.reload)
+            return table_of(runtime, scheduler, controls, reload=self.reload, status=status)
 
-        table = table_of(runtime, self._scheduler, runtime.controls, reload=self.reload, status=status)
-        daemon = runtime.settings.daemon
+        daemon = self.settings.daemon
         self._control = ControlServer(Commands(table), daemon.data_dir, own, group=daemon.control_group)
         await self._control.start()
         self.lifecycle.on_reload(self._reload_by_signal)

@@ -30,7 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "status": ("daemon.commands.status", "See how the running daemon is."),
     "reload": ("daemon.commands.reload", "Have the running daemon read its configuration again."),
     "proposals": ("daemon.commands.proposals", "Look at proposals and decide about them."),
-    "agents": ("daemon.commands.agents", "See which agents there are."),
+    "agents": ("daemon.commands.agents", "See where agents stand; pause, resume and run them."),
     "runs": ("daemon.commands.runs", "See what the agents did."),
     "llm": ("daemon.commands.llm", "Ask models, measure them, see what they cost."),
     "prompts": ("daemon.commands.prompts", "See and change what the agents' models are asked."),

@@ -81,11 +81,15 @@ class Invocation:
         finally:
             close()
 
-    def with_runtime(self, work: Callable[[Runtime], Awaitable[T]]) -> T:
-        """Do `work` through the daemon if one runs, else with the program's parts opened, but no model.
+    def with_runtime(self, work: Callable[[Runtime], Awaitable[T]], *, with_llm: bool = False) -> T:
+        """Do `work` through the daemon if one runs, else with the program's parts opened.
 
         Files are read before the event loop starts, which must not wait for a disk. Logging goes to standard
         error.
+
+        Args:
+            work: what to do.
+            with_llm: whether agents are run, and so need their model.
 
         Raises:
             SettingsError: the configuration cannot work.
@@ -100,7 +104,7 @@ class Invocation:
             import daemon.store.runs  # noqa: F401, PLC0415 - loads SQLAlchemy
 
         async def done() -> T:
-            async with reached(settings, signs) as runtime:
+            async with reached(settings, signs, with_llm=with_llm) as runtime:
                 return await work(runtime)
 
         with self.logging(settings):

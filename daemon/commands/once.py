@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from daemon.control.reach import Signs
     from daemon.control.remote import RemoteRuntime
     from daemon.events import RunResult
+    from daemon.runtime import Runtime
     from daemon.scheduler import AgentScheduler
     from daemon.settings import Settings
 
@@ -57,14 +58,11 @@ def run_once(call: Invocation, names: Sequence[str]) -> int:
         model, results = _have_run(call, settings, signs, screen, agents)
     else:
         model, results = _run_agents(call, settings, screen, agents)
-    waiting = [status for status in ProposalStatus if status.is_open]
-    found = call.with_runtime(lambda runtime: runtime.proposals.list(status=waiting, limit=None))
-    new = {proposal.id for result in results for proposal in result.proposals}
-    proposals = sorted(found, key=lambda proposal: (proposal.id not in new, proposal.id or 0))
+    proposals = call.with_runtime(lambda runtime: open_proposals(runtime, results))
     if screen.as_json:
-        screen.data(_report(model, results, proposals))
+        screen.data(report(model, results, proposals))
     else:
-        _show(screen, results, proposals)
+        show_results(screen, results, proposals)
     succeeded = all(result.outcome == "succeeded" for result in results)
     return ExitCode.OK if succeeded else ExitCode.FAILED
 
@@ -147,9 +145,18 @@ def _say_model(screen: Screen, model: Mapping[str, Any]) -> None:
     screen.line()
 
 
-def _report(
+async def open_proposals(runtime: Runtime, results: Sequence[RunResult]) -> list[Proposal]:
+    """The proposals that wait, those of these runs first."""
+    waiting = [status for status in ProposalStatus if status.is_open]
+    found = await runtime.proposals.list(status=waiting, limit=None)
+    new = {proposal.id for result in results for proposal in result.proposals}
+    return sorted(found, key=lambda proposal: (proposal.id not in new, proposal.id or 0))
+
+
+def report(
     model: Mapping[str, Any] | None, results: Sequence[RunResult], proposals: Sequence[Proposal]
 ) -> dict[str, Any]:
+    """What runs came to, as `--json` says it."""
     made = {proposal.id for result in results for proposal in result.proposals}
     return {
         "model": model,
@@ -158,7 +165,8 @@ def _report(
     }
 
 
-def _show(screen: Screen, results: Sequence[RunResult], proposals: Sequence[Proposal]) -> None:
+def show_results(screen: Screen, results: Sequence[RunResult], proposals: Sequence[Proposal]) -> None:
+    """What runs came to, and what waits for a decision now."""
     if not results:
         screen.line("No agent is enabled: give one a table such as [agents.matchmaker] in the configuration.")
         screen.line("`askfirst agents list` shows the agents there are.")

@@ -16,7 +16,7 @@ from agents.proposal import ProposalStatus
 from daemon.control.peers import Peer
 from daemon.controls import Controls
 from daemon.errors import DaemonError, NotAllowed, NotUnderstood
-from daemon.events import RunResult
+from daemon.events import Fate, RunResult
 
 if TYPE_CHECKING:
     from daemon.runtime import Runtime
@@ -44,6 +44,7 @@ class Takes(Enum):
     NAME_OR_NONE = "a name, or nothing"
     NAMES = "names"
     MOMENT = "a moment with a time zone"
+    FATE_OR_NONE = "what became of a due time, or nothing"
     STATUSES = "one status or several"
     JSON = "an object of plain JSON"
     PATH_OR_NONE = "an absolute path, or nothing"
@@ -82,11 +83,11 @@ class Operations:
     """Carries out what is in the table, and nothing else.
 
     Args:
-        table: what can be asked, by its name.
+        table: gives what can be asked now, by its name; another configuration brings other parts.
     """
 
-    def __init__(self, table: Mapping[str, Operation]) -> None:
-        self.table = MappingProxyType(dict(table))
+    def __init__(self, table: Callable[[], Mapping[str, Operation]]) -> None:
+        self._table = table
 
     async def carry_out(self, do: str, given: Mapping[str, Any], peer: Peer, tell: Tell) -> Any:
         """Do what was asked.
@@ -102,7 +103,7 @@ class Operations:
             NotAllowed: the peer may not ask it.
             Exception: what it raises.
         """
-        operation = self.table.get(do)
+        operation = self._table().get(do)
         if operation is None:
             msg = f"there is nothing called {do[:100]!r} to be asked"
             raise NotUnderstood(msg)
@@ -167,7 +168,7 @@ def table_of(
         "runs.list": Operation(call=runs.list, takes=by_agent),
         "runs.calls_of": Operation(call=runs.calls_of, takes={"run_id": t.NAME}),
         "runs.calls_by_id": Operation(call=runs.calls_by_id, takes={"call_ids": t.NAMES}),
-        "due_times.list": Operation(call=runtime.due_times.list, takes=by_agent),
+        "due_times.list": Operation(call=runtime.due_times.list, takes={**by_agent, "fate": t.FATE_OR_NONE}),
         "due_times.last": Operation(call=runtime.due_times.last, takes={"agent": t.NAME}),
         "due_times.settled": Operation(
             call=runtime.due_times.settled, takes={"agent": t.NAME, "due": t.MOMENT}
@@ -298,6 +299,7 @@ _CHECKS: Mapping[Takes, Callable[[Any], bool]] = MappingProxyType(
         Takes.NAME_OR_NONE: _or_none(_name),
         Takes.NAMES: _each(_name),
         Takes.MOMENT: lambda value: isinstance(value, datetime) and value.tzinfo is not None,
+        Takes.FATE_OR_NONE: _or_none(lambda value: isinstance(value, Fate)),
         Takes.STATUSES: lambda value: value is None or _status(value) or _each(_status)(value),
         Takes.JSON: lambda value: isinstance(value, dict) and _json(value),
         Takes.PATH_OR_NONE: lambda value: value is None or (isinstance(value, Path) and value.is_absolute()),

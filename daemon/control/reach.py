@@ -89,8 +89,13 @@ async def connect(settings: Settings, signs: Signs) -> Connection | None:
 
 
 @asynccontextmanager
-async def reached(settings: Settings, signs: Signs) -> AsyncIterator[Runtime]:
+async def reached(settings: Settings, signs: Signs, *, with_llm: bool = False) -> AsyncIterator[Runtime]:
     """What a command works with: a `RemoteRuntime` while a daemon runs, else a `Runtime` of its own.
+
+    Args:
+        settings: the configuration.
+        signs: what was seen of a daemon.
+        with_llm: whether agents are run, and so need their model; the daemon has its own.
 
     Raises:
         OtherVersion, NotAllowed: the daemon does not take our commands.
@@ -104,7 +109,7 @@ async def reached(settings: Settings, signs: Signs) -> AsyncIterator[Runtime]:
             yield await _only_to_read(settings, stack, silent)
             return
         if connection is None:
-            yield await _own(settings, stack)
+            yield await _own(settings, stack, with_llm=with_llm)
             return
         stack.push_async_callback(connection.aclose)
         # The commands' code is one for both; a test holds that what they use is there.
@@ -133,10 +138,10 @@ def absent(data_dir: Path) -> DaemonAbsent:
     return DaemonAbsent(f"no daemon runs on {data_dir}; `askfirst run` starts one")
 
 
-async def _own(settings: Settings, stack: AsyncExitStack) -> Runtime:
+async def _own(settings: Settings, stack: AsyncExitStack, *, with_llm: bool = False) -> Runtime:
     from daemon.runtime import open_runtime  # noqa: PLC0415 - loads the agents and the store
 
-    return await stack.enter_async_context(open_runtime(settings, with_llm=False))
+    return await stack.enter_async_context(open_runtime(settings, with_llm=with_llm))
 
 
 async def _only_to_read(settings: Settings, stack: AsyncExitStack, silent: DaemonSilent) -> Runtime:

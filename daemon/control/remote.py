@@ -14,7 +14,7 @@ from agents.proposal import Proposal, ProposalStatus
 from daemon.control.client import Connection
 from daemon.controls import Standing
 from daemon.errors import ControlError
-from daemon.events import AgentStatus, DueTime, RunResult
+from daemon.events import AgentStatus, DueTime, Fate, RunResult
 from daemon.store.rows import ProposalEvent
 
 if TYPE_CHECKING:
@@ -135,9 +135,12 @@ class RemoteRuns(_Remote):
 class RemoteDueTimes(_Remote):
     """As `DueTimeStore`, to read."""
 
-    async def list(self, agent: str | None = None, limit: int | None = 50) -> tuple[DueTime, ...]:
+    async def list(
+        self, agent: str | None = None, limit: int | None = 50, *, fate: Fate | None = None
+    ) -> tuple[DueTime, ...]:
         """Due times, the newest first."""
-        return cast("tuple[DueTime, ...]", await self._ask("due_times.list", agent=agent, limit=limit))
+        found = await self._ask("due_times.list", agent=agent, limit=limit, fate=fate)
+        return cast("tuple[DueTime, ...]", found)
 
     async def last(self, agent: str) -> datetime | None:
         """The agent's newest due time that is settled."""

@@ -123,7 +123,7 @@ async def serving_on(settings: Settings, **options: Any) -> AsyncIterator[Served
         open_runtime(settings, with_llm=False, agents=[LedgerAgent]) as runtime,
     ):
         table = {**everything(runtime), **more}
-        server = ControlServer(Operations(table), settings.daemon.data_dir, own, **options)
+        server = ControlServer(Operations(lambda: table), settings.daemon.data_dir, own, **options)
         await server.start()
         both = Served(settings, runtime, own, server)
         try:
@@ -274,7 +274,7 @@ class TestWhoMayAsk:
         async def tell(_: Any) -> None:
             return
 
-        operations = Operations(everything(served.runtime))
+        operations = Operations(lambda: everything(served.runtime))
         do = given.pop("do", "desk.reject")
         return await operations.carry_out(do, given, peer, tell)
 
@@ -596,7 +596,7 @@ class TestWithoutAnAnswer:
             signs = await asyncio.to_thread(signs_of, settings)
             async with open_runtime(settings, with_llm=False, agents=[LedgerAgent]) as runtime:
                 server = ControlServer(
-                    Operations(everything(runtime)), settings.daemon.data_dir, own
+                    Operations(lambda: everything(runtime)), settings.daemon.data_dir, own
                 )  # fmt: skip
 
                 async def later() -> None:
