@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from daemon.crew import CANCEL_LIMIT_S
 from daemon.errors import DaemonError, ExitCode
 from daemon.events import EventBus, RunOutcome
-from daemon.lifecycle import Lifecycle, notify
+from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
 from daemon.observability.health import Health, Ping
 from daemon.observability.logging import configure_logging, dropped_lines, log_event
 from daemon.observability.metrics import Metrics
@@ -75,6 +75,9 @@ class Daemon:
         self._scheduler.events.subscribe(self._metrics.observe_event)
         self._scheduler.events.subscribe(log_event)
         self._web: WebServer | None = None
+        self._status = StatusLine(self._status_text)
+        self._scheduler.events.subscribe(self._status.changed)
+        self._watchdog = Watchdog(self._silent_for, TICK_LIMIT_S)
 
     async def run_until_stopped(self) -> ExitCode:
         """Run until a signal says to stop, then close everything in good order.
@@ -88,6 +91,7 @@ class Daemon:
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(self.lifecycle.signals())
+            stack.callback(self._watchdog.close)
             # In threads: the key may be in a file, and closing waits for whoever reads the log.
             close = await asyncio.to_thread(self._configure_logging)
             stack.push_async_callback(asyncio.to_thread, close)
@@ -108,7 +112,7 @@ class Daemon:
         grace = self.settings.daemon.stop_grace.total_seconds()
         limit = grace + CANCEL_LIMIT_S + CLOSE_LIMIT_S
         self.lifecycle.on_hurry(self._scheduler.hurry)
-        stack.push_async_callback(self.lifecycle.stage, "agents", limit, self._scheduler.stop)
+        self.lifecycle.add_stage(stack, "agents", limit, self._scheduler.stop)
         await self._scheduler.start()
         runtime = self._scheduler.runtime
         if runtime is None:  # stopped while it was starting
@@ -118,6 +122,9 @@ class Daemon:
             await self._serve(web, runtime, stack)
         stack.callback(self._say_stopping)
         await self._remember_successes(runtime)
+
+    def _silent_for(self) -> float | None:
+        return self._scheduler.seconds_since_tick if self._scheduler.running else None
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
@@ -157,7 +164,7 @@ class Daemon:
         operations = Operations(metrics=self._metrics, health=health, version=version)
         own = () if web.address[0] in _WILDCARDS else (self.settings.web.host,)
         await web.start(build_app(operations, allowed_hosts=(*own, *self.settings.web.allowed_hosts)))
-        stack.push_async_callback(self.lifecycle.stage, "web", CLOSE_LIMIT_S, web.aclose)
+        self.lifecycle.add_stage(stack, "web", CLOSE_LIMIT_S, web.aclose)
         self.url = web.url
 
     def _teach_metrics(self, runtime: Runtime) -> None:
@@ -219,12 +226,26 @@ class Daemon:
         _log.info("askfirst is running", extra=values)
         if not runtime.agent_names:
             _log.warning("no agent is enabled: add a table such as [agents.matchmaker] to the configuration")
-        notify(f"READY=1\nSTATUS={len(runtime.agent_names)} agents, model {model}, {values['address']}")
+        self._status.tell("READY=1")
+        self._watchdog.start()
+
+    def _status_text(self) -> str:
+        """What `systemctl status` shows in its line."""
+        runtime, selection = self._scheduler.runtime, self._scheduler.selection
+        if runtime is None or selection is None:
+            return "starting"
+        config = selection.config
+        model = "rules only" if config is None else f"{config.backend} {config.model}"
+        waiting = self._scheduler.get_stats()["proposals"].get("pending", 0)
+        agents, proposals = _counted(len(runtime.agent_names), "agent"), _counted(waiting, "proposal")
+        return ", ".join([agents, model, f"{proposals} waiting", *([self.url] if self.url else [])])
 
     def _say_stopping(self) -> None:
         """The first stage: no new run from here on."""
         _log.info("stopping", extra={"reason": self.lifecycle.reason})
-        notify("STOPPING=1")
+        self._status.close()
+        self._watchdog.stopping()
+        self.lifecycle.say_stopping()
         self._scheduler.hold()
 
     async def _wait(self) -> ExitCode:
@@ -242,6 +263,10 @@ class Daemon:
         errors = [result for result in results if isinstance(result, Exception)]
         _log.error("the web endpoints ended by themselves", exc_info=errors[0] if errors else None)
         return ExitCode.FAILED
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def program_version() -> str:
