@@ -19,7 +19,7 @@ from daemon.crew import CANCEL_LIMIT_S
 from daemon.deadman import DeadMan
 from daemon.errors import DaemonError, ExitCode, SettingsError
 from daemon.events import EventBus, RunOutcome
-from daemon.lifecycle import Lifecycle, notify
+from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
 from daemon.observability.health import Health, Ping
 from daemon.observability.logging import EventLog, configure_logging, dropped_lines, set_level
 from daemon.observability.metrics import Metrics
@@ -87,6 +87,9 @@ class Daemon:
         self._operations: Operations | None = None
         self._control: ControlServer | None = None
         self._reloading = asyncio.Lock()
+        self._status = StatusLine(self._status_text)
+        self._scheduler.events.subscribe(self._status.changed)
+        self._watchdog = Watchdog(self._silent_for, TICK_LIMIT_S)
 
     async def run_until_stopped(self) -> ExitCode:
         """Run until a signal says to stop, then close everything in good order.
@@ -101,6 +104,7 @@ class Daemon:
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(self.lifecycle.signals())
+            stack.callback(self._watchdog.close)
             # In threads: the key may be in a file, and closing waits for whoever reads the log.
             close = await asyncio.to_thread(self._configure_logging)
             stack.push_async_callback(asyncio.to_thread, close)
@@ -153,8 +157,8 @@ class Daemon:
         limit = grace + CANCEL_LIMIT_S + CLOSE_LIMIT_S
         self.lifecycle.on_hurry(self._scheduler.hurry)
         # Closed after the agents, so that who waits for a decision or a run still gets the answer.
-        stack.push_async_callback(self.lifecycle.stage, "commands", CLOSE_LIMIT_S, self._close_control)
-        stack.push_async_callback(self.lifecycle.stage, "agents", limit, self._scheduler.stop)
+        self.lifecycle.add_stage(stack, "commands", CLOSE_LIMIT_S, self._close_control)
+        self.lifecycle.add_stage(stack, "agents", limit, self._scheduler.stop)
         await self._scheduler.start()
         runtime = self._scheduler.runtime
         if runtime is None:  # stopped while it was starting
@@ -186,6 +190,9 @@ class Daemon:
     async def _close_control(self) -> None:
         if self._control is not None:
             await self._control.aclose(CLOSE_LIMIT_S / 2)
+
+    def _silent_for(self) -> float | None:
+        return self._scheduler.seconds_since_tick if self._scheduler.running else None
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
@@ -245,7 +252,7 @@ class Daemon:
         self._operations = operations
         own = () if web.address[0] in _WILDCARDS else (self.settings.web.host,)
         await web.start(build_app(operations, allowed_hosts=(*own, *self.settings.web.allowed_hosts)))
-        stack.push_async_callback(self.lifecycle.stage, "web", CLOSE_LIMIT_S, web.aclose)
+        self.lifecycle.add_stage(stack, "web", CLOSE_LIMIT_S, web.aclose)
         self.url = web.url
 
     def _teach_metrics(self, runtime: Runtime) -> None:
@@ -307,12 +314,26 @@ class Daemon:
         _log.info("askfirst is running", extra=values)
         if not runtime.agent_names:
             _log.warning("no agent is enabled: add a table such as [agents.matchmaker] to the configuration")
-        notify(f"READY=1\nSTATUS={len(runtime.agent_names)} agents, model {model}, {values['address']}")
+        self._status.tell("READY=1")
+        self._watchdog.start()
+
+    def _status_text(self) -> str:
+        """What `systemctl status` shows in its line."""
+        runtime, selection = self._scheduler.runtime, self._scheduler.selection
+        if runtime is None or selection is None:
+            return "starting"
+        config = selection.config
+        model = "rules only" if config is None else f"{config.backend} {config.model}"
+        waiting = self._scheduler.get_stats()["proposals"].get("pending", 0)
+        agents, proposals = _counted(len(runtime.agent_names), "agent"), _counted(waiting, "proposal")
+        return ", ".join([agents, model, f"{proposals} waiting", *([self.url] if self.url else [])])
 
     def _say_stopping(self) -> None:
         """The first stage: no new run from here on."""
         _log.info("stopping", extra={"reason": self.lifecycle.reason})
-        notify("STOPPING=1")
+        self._status.close()
+        self._watchdog.stopping()
+        self.lifecycle.say_stopping()
         if self._operations is not None:
             self._operations.stopping = True
         self._scheduler.hold()
@@ -334,6 +355,10 @@ class Daemon:
         errors = [result for result in results if isinstance(result, Exception)]
         _log.error("the web endpoints ended by themselves", exc_info=errors[0] if errors else None)
         return ExitCode.FAILED
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def program_version() -> str:
