@@ -27,11 +27,11 @@ _LONGEST_COMPLAINT = 100_000
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("daemon.commands.run", "Run the daemon until it is stopped."),
-    "status": ("daemon.commands.status", "See how the running daemon is."),
-    "reload": ("daemon.commands.reload", "Have the running daemon read its configuration again."),
     "proposals": ("daemon.commands.proposals", "Look at proposals and decide about them."),
     "agents": ("daemon.commands.agents", "See where agents stand; pause, resume and run them."),
     "runs": ("daemon.commands.runs", "See what the agents did."),
+    "status": ("daemon.commands.status", "See how the running daemon is."),
+    "reload": ("daemon.commands.reload", "Have the running daemon read its configuration again."),
     "llm": ("daemon.commands.llm", "Ask models, measure them, see what they cost."),
     "prompts": ("daemon.commands.prompts", "See and change what the agents' models are asked."),
     "config": ("daemon.commands.config", "Check and explain the configuration."),

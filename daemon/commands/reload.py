@@ -10,7 +10,7 @@ from daemon.commands.base import Invocation, command_options, examples, pass_inv
 @click.command(
     "reload",
     short_help="Have the running daemon read its configuration again.",
-    epilog=examples("askfirst reload", "askfirst config check && askfirst reload"),
+    epilog=examples("askfirst reload", "askfirst reload --json"),
 )
 @command_options
 @pass_invocation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
@@ -130,7 +131,6 @@ def test_every_command_shows_the_same_with_and_without_a_daemon(running: Daemon)
         ("runs", "list", "--json"),
         ("runs", "list"),
         ("runs", "show", "nosuch"),
-        ("agents", "list"),
         ("proposals", "undo", "1"),
         ("proposals", "edit", "1", "--set", "litres=900"),
     ]
@@ -138,6 +138,22 @@ def test_every_command_shows_the_same_with_and_without_a_daemon(running: Daemon)
     assert running.stop() == 0
     for command, there in zip(commands, through, strict=True):
         assert str(running.call(*command)) == str(there), command
+
+
+def test_a_command_beside_a_daemon_loads_no_database(running: Daemon) -> None:
+    code = (
+        "import sys; from daemon.cli import run; code = run(['proposals', 'list', '--json']); "
+        "sys.exit(code or sum(name in sys.modules for name in ('sqlalchemy', 'apscheduler', 'aiosqlite')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        cwd=running.program.folder,
+        env=running.program.whole_environment({}),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, [p["id"] for p in json.loads(done.stdout)]) == (0, [2, 1]), done.stderr
 
 
 def test_once_while_it_runs_goes_through_it_and_shows_the_same(running: Daemon) -> None:

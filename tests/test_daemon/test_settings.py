@@ -150,6 +150,7 @@ class TestFile:
             "api_key_file",
             "allowed_hosts",
             "ping_url",
+            "control_group",
             "timezone",
             "quiet",
             "max_runs_per_backend",
