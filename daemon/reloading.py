@@ -23,7 +23,7 @@ from llm import LLMConfig, LLMError, Routes
 if TYPE_CHECKING:
     from llm.events import Observer
 
-_RESTART = ("daemon.data_dir", "web.")
+_RESTART = ("daemon.control_group", "daemon.data_dir", "daemon.log_format", "web.")
 """Settings that are read once, at the start."""
 
 _TABLES = ("agents", "llm.backends")

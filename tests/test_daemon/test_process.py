@@ -154,10 +154,10 @@ def test_systemd_is_told_when_it_is_ready_and_when_it_stops(folder: Path) -> Non
         with running(folder, {"NOTIFY_SOCKET": str(folder / "notify")}) as program:
             ready = channel.recv(4096).decode().splitlines()
             assert ready[0] == "READY=1"
-            assert "1 agents, model mock mock, http://127.0.0.1:" in ready[1]
+            assert "STATUS=1 agent, mock mock, 0 proposals waiting, http://127.0.0.1:" in ready[1]
             assert json.loads(program.get("/readyz"))["status"] == "ready"
             program.process.terminate()
-            assert channel.recv(4096) == b"STOPPING=1"
+            assert channel.recv(4096) == b"STOPPING=1\nSTATUS=stopping: SIGTERM"
             assert program.wait() == 0
 
 
