@@ -59,6 +59,19 @@ def load_plugins(folder: Path) -> tuple[list[Plugin], list[str]]:
     return plugins, problems
 
 
+def load_plugin(path: Path) -> Plugin:
+    """Import one file or package of a plugin folder.
+
+    Raises:
+        AgentLoadError: it must not be trusted, cannot be imported, or defines no agent.
+    """
+    try:
+        _refuse_untrusted(path.parent)
+        return _load(path, path)
+    except OSError as error:
+        raise AgentLoadError(_sentence(f"plugin {path}", error)) from error
+
+
 def _sentence(what: str, error: Exception) -> str:
     reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     return f"the {what} is left out: {reason}"

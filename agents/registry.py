@@ -81,10 +81,23 @@ class AgentRegistry:
         if name in self._added:
             return self._added[name]
         if name in self._installed.entries:
-            return _load(self._installed.entries[name])
+            return load_entry(self._installed.entries[name])
         if name in self._plugins.classes:
             return self._plugins.classes[name]
         raise AgentNotFound(self._not_found(name))
+
+    def entry(self, name: str) -> AgentEntry:
+        """Where the agent `name` comes from.
+
+        Raises:
+            AgentNotFound: there is none.
+        """
+        if name in self._added:
+            return AgentEntry(name, "code", _path(self._added[name]))
+        found = self._installed.entries.get(name) or self._plugins.entries.get(name)
+        if found is None:
+            raise AgentNotFound(self._not_found(name))
+        return found
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -161,7 +174,12 @@ def _path(agent: type[BaseAgent]) -> str:
     return f"{agent.__module__}:{agent.__qualname__}"
 
 
-def _load(entry: AgentEntry) -> type[BaseAgent]:
+def load_entry(entry: AgentEntry) -> type[BaseAgent]:
+    """The class at `module:Class`, imported in this process.
+
+    Raises:
+        AgentLoadError: it cannot be imported, or is no agent of that name.
+    """
     module, _, attribute = entry.location.partition(":")
     what = f"the agent {entry.name!r} at {entry.location}"
     try:

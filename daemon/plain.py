@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
@@ -20,6 +20,17 @@ from agents.errors import AgentError
 from agents.proposal import Approvers, Decision, Evidence, Proposal, ProposalStatus
 from daemon.controls import Standing
 from daemon.events import AgentState, AgentStatus, DueTime, Fate, RunOutcome, RunResult
+from llm import (
+    Capabilities,
+    LLMConfig,
+    LLMMessage,
+    LLMResponse,
+    StreamEnd,
+    TextChunk,
+    ThinkingChunk,
+    Tool,
+    ToolCall,
+)
 
 _KIND, _VALUE = "$", "v"
 
@@ -29,13 +40,22 @@ _CLASSES: Mapping[str, type] = MappingProxyType(
         for kind in (
             AgentStatus,
             Approvers,
+            Capabilities,
             Decision,
             DueTime,
             Evidence,
+            LLMConfig,
+            LLMMessage,
+            LLMResponse,
             ModelCall,
             Proposal,
             RunResult,
             Standing,
+            StreamEnd,
+            TextChunk,
+            ThinkingChunk,
+            Tool,
+            ToolCall,
         )
     }
 )
@@ -45,9 +65,12 @@ _ENUMS: Mapping[str, type[Enum]] = MappingProxyType(
 _OTHERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
     {
         "datetime": datetime.fromisoformat,
+        "date": date.fromisoformat,
+        "time": time.fromisoformat,
         "timedelta": lambda seconds: timedelta(seconds=seconds),
         "path": Path,
         "tuple": tuple,
+        "set": frozenset,
         "map": lambda pairs: dict(map(tuple, pairs)),
     }
 )
@@ -55,9 +78,12 @@ _OTHERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
 
 _SENT: tuple[tuple[type, str, Callable[[Any], Any]], ...] = (
     (datetime, "datetime", datetime.isoformat),
+    (date, "date", date.isoformat),
+    (time, "time", time.isoformat),
     (timedelta, "timedelta", timedelta.total_seconds),
     (Path, "path", str),
     (tuple, "tuple", lambda values: [to_plain(each) for each in values]),
+    (frozenset, "set", lambda values: sorted(to_plain(each) for each in values)),
 )
 
 

@@ -30,6 +30,7 @@ from daemon.events import EventBus, ProposalChanged
 from daemon.execution import APPLY_LIMIT, Executor, MakeAgent
 from daemon.ledger import Ledger, Page
 from daemon.store.locks import LockBusy
+from daemon.worker.agent import ready
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -339,7 +340,7 @@ class ProposalDesk:
         name = (await self._store.get(proposal_id)).agent
         agent = await self._executor.make_agent(name)
         try:
-            async with self._executor.exclusively(name, _BUSY_WAIT):
+            async with self._executor.exclusively(name, _BUSY_WAIT), ready(agent):
                 yield agent
         except LockBusy as error:
             msg = f"another decision about {name} is being carried out; try again in a moment"

@@ -130,14 +130,17 @@ class Runner:
 
     async def _work(self, run: RunUnderWay, config: AgentConfig) -> None:
         """Let the agent look and think, within its time; what comes of it is in `run`."""
-        agent = await self._maker.make(
+        async with self._maker.lent(
             run.agent,
             run_id=run.run_id,
             open_proposals=await self._proposals.open_for(run.agent),
             turned_down=await self._proposals.turned_down(run.agent),
             calls=run.calls,
             notes=run.notes,
-        )
+        ) as agent:
+            await self._let_look(agent, run, config)
+
+    async def _let_look(self, agent: BaseAgent, run: RunUnderWay, config: AgentConfig) -> None:
         with calling(agent=run.agent, run_id=run.run_id):
             task = asyncio.ensure_future(_caught(_look(agent, run)))
         try:

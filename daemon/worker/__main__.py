@@ -1,0 +1,20 @@
+"""The program of a worker; it is run by its path, so that the packages are those of its parent."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Find our packages where this file lies, whatever else is on the path, and begin."""
+    root = str(Path(__file__).resolve().parents[2])
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    from daemon.worker.child import work  # noqa: PLC0415 - not to be found before
+
+    work()
+
+
+if __name__ == "__main__":
+    main()

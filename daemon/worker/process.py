@@ -1,0 +1,235 @@
+"""One worker process, from its start until nothing of it is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+from asyncio.subprocess import DEVNULL, Process
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from daemon.worker.limits import Limits
+from daemon.worker.wire import MAX_LINE
+
+PROGRAM = Path(__file__).with_name("__main__.py")
+
+TERM_S = 1.0
+"""How long a worker may take to end after it was asked to, before it is killed."""
+
+MARK = "ASKFIRST_WORKER"
+"""A variable with each worker's own value, by which what has left its group is found."""
+
+_PASSED_ON = frozenset(
+    {
+        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR"),
+        *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
+        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
+    }
+)
+_PASSED_PREFIXES = ("LC_", "PYTHON", "COVERAGE_")  # coverage measures the child too when it measures us
+_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+_ROUNDS = 100
+_ROUND_S = 0.02
+_EXIT_S = 5.0
+_TAIL = 2_000
+_SAID_LINES = 200
+_LONGEST_LINE = 2_000
+
+_log = logging.getLogger(__name__)
+
+
+def worker_environment() -> dict[str, str]:
+    """The few variables that a worker gets: no key of ours is among them."""
+    given = {
+        name: value
+        for name, value in os.environ.items()
+        if (name in _PASSED_ON or name.startswith(_PASSED_PREFIXES))
+        and not any(word in name for word in _SECRET_WORDS)
+    }
+    return {**given, "MALLOC_ARENA_MAX": "2"}  # glibc else takes 64 MB of address space for each thread
+
+
+class WorkerProcess:
+    """The process of one worker, its wire, and what it says beside that.
+
+    Args:
+        limits: what it may use.
+        known: what its lines of log are known by: agent and run.
+        too_much: called when it says more beside the wire than it may hand over.
+
+    Attributes:
+        reader: its messages.
+        writer: takes messages to it.
+        exited: done when the process has ended, with its exit code.
+    """
+
+    def __init__(self, limits: Limits, known: dict[str, str], too_much: Callable[[], None]) -> None:
+        self._limits = limits
+        self._known = known
+        self._too_much = too_much
+        self._token = secrets.token_hex(16)
+        self._tail: deque[str] = deque(maxlen=3)
+        self._process: Process | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._stderr: asyncio.ReadTransport | None = None
+        self.reader: asyncio.StreamReader
+        self.writer: asyncio.StreamWriter
+        self.exited: asyncio.Task[int]
+
+    @property
+    def pid(self) -> int:
+        """Its process id, which is that of its group too."""
+        return 0 if self._process is None else self._process.pid
+
+    @property
+    def last_words(self) -> str:
+        """What it said last beside the wire, empty when it was silent."""
+        return " / ".join(self._tail)[-_TAIL:]
+
+    async def start(self) -> None:
+        """Start it.
+
+        Raises:
+            OSError: there is no room for one more process, or for its pipes.
+        """
+        ours, its = socket.socketpair()
+        said, says = os.pipe()
+        try:
+            ours.setblocking(False)  # noqa: FBT003 - the socket's own way
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-P", str(PROGRAM)),
+                stdin=its.fileno(),
+                stdout=DEVNULL,
+                stderr=says,
+                start_new_session=True,
+                env={**worker_environment(), MARK: self._token},
+            )
+        except BaseException:
+            ours.close()
+            os.close(said)
+            raise
+        finally:
+            its.close()
+            os.close(says)
+        self.exited = asyncio.create_task(self._process.wait(), name="end of a worker")
+        self.reader, self.writer = await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE)
+        await self._hear(said)
+
+    async def _hear(self, said: int) -> None:
+        stream = asyncio.StreamReader()
+        loop = asyncio.get_running_loop()
+        self._stderr, _ = await loop.connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(said, "rb", 0)
+        )
+        self._listening = asyncio.create_task(self._listen(stream), name="words of a worker")
+
+    async def _listen(self, stream: asyncio.StreamReader) -> None:
+        """Log what it prints, so many lines; more bytes than it may hand over are too much here as well."""
+        taken = lines = 0
+        rest = b""
+        while piece := await stream.read(64 * 1024):
+            taken += len(piece)
+            if taken > self._limits.max_bytes:
+                self._too_much()
+                return
+            *whole, rest = (rest[-_LONGEST_LINE:] + piece[-_LONGEST_LINE * _SAID_LINES :]).split(b"\n")
+            for line in whole[-_SAID_LINES:]:
+                lines += 1
+                self._said(line, log=lines <= _SAID_LINES)
+            await asyncio.sleep(0)
+        if rest:
+            self._said(rest, log=True)
+
+    def _said(self, line: bytes, *, log: bool) -> None:
+        text = line[:_LONGEST_LINE].decode("utf-8", "replace").strip()
+        if not text:
+            return
+        self._tail.append(text)
+        if log:
+            _log.debug("an agent's process printed a line", extra={**self._known, "line": text})
+
+    async def ended(self, seconds: float) -> bool:
+        """Whether it ends by itself within so many seconds."""
+        await asyncio.wait({self.exited}, timeout=seconds)
+        return self.exited.done()
+
+    async def end(self, *, clean: bool) -> None:
+        """See to it that nothing of it is left, and close the wire.
+
+        Args:
+            clean: it has said goodbye, and that it leaves nothing behind.
+        """
+        if self._process is None:
+            return
+        try:
+            if not (clean and await self.ended(TERM_S)):
+                await self._kill()
+        finally:
+            self.writer.close()
+            if self._listening is not None:
+                await asyncio.wait({self._listening}, timeout=_ROUND_S)
+                self._listening.cancel()
+            if self._stderr is not None:
+                self._stderr.close()
+
+    async def _kill(self) -> None:
+        """Ask it to end, then kill it with all that it started, in its group and beside it."""
+        if not self.exited.done():
+            self._signal(signal.SIGTERM)
+            await self.ended(TERM_S)
+        for _ in range(_ROUNDS):
+            # A process that it starts meanwhile is found in the next round.
+            strays = await asyncio.to_thread(_strays, self.pid, self._token)
+            self._signal(signal.SIGKILL)
+            for stray in strays:
+                with contextlib.suppress(OSError):
+                    os.kill(stray, signal.SIGKILL)
+            if not strays and self.exited.done():
+                return
+            await self.ended(_ROUND_S)
+            if strays:
+                await asyncio.sleep(_ROUND_S)
+        if not await self.ended(_EXIT_S):
+            _log.error("an agent's process cannot be killed", extra={**self._known, "pid": self.pid})
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(OSError):  # none of the group is left
+            os.killpg(self.pid, number)
+
+
+def _strays(pid: int, token: str) -> list[int]:
+    """The living processes that a worker started, wherever they have gone; the worker itself is none."""
+    import psutil  # noqa: PLC0415 - only where a worker did not end well
+
+    found: set[int] = set()
+    with contextlib.suppress(psutil.Error):
+        found.update(child.pid for child in psutil.Process(pid).children(recursive=True))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == token:
+                found.add(process.pid)
+    return [each for each in found if each != pid and _lives(each)]
+
+
+def _lives(pid: int) -> bool:
+    import psutil  # noqa: PLC0415 - as above
+
+    with contextlib.suppress(psutil.Error):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of memory that a process holds, 0 when it is gone."""
+    import psutil  # noqa: PLC0415 - only where the system does not hold a process to its limit
+
+    with contextlib.suppress(psutil.Error):
+        return int(psutil.Process(pid).memory_info().rss)
+    return 0
