@@ -17,6 +17,7 @@ from daemon.lifecycle import Lifecycle, notify
 from daemon.observability.health import Health, Ping
 from daemon.observability.logging import EventLog, configure_logging, dropped_lines
 from daemon.observability.metrics import Metrics
+from daemon.observability.stalls import StallWatch
 from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class Daemon:
 
     async def _open(self, stack: AsyncExitStack) -> None:
         web = self._bind_web(stack)
+        self._watch_for_stalls(stack)
         grace = self.settings.daemon.stop_grace.total_seconds()
         limit = grace + CANCEL_LIMIT_S + CLOSE_LIMIT_S
         self.lifecycle.on_hurry(self._scheduler.hurry)
@@ -124,6 +126,12 @@ class Daemon:
             await self._serve(web, health, stack)
         stack.callback(self._say_stopping)
         await self._remember_successes(runtime)
+
+    def _watch_for_stalls(self, stack: AsyncExitStack) -> None:
+        watch = StallWatch(self.settings.daemon.stall_after.total_seconds())
+        self._scheduler.events.subscribe(watch.note)
+        watch.start()
+        stack.push_async_callback(watch.aclose)
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""

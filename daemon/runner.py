@@ -143,7 +143,7 @@ class Runner:
 
     async def _let_look(self, agent: BaseAgent, run: RunUnderWay, config: AgentConfig) -> None:
         with calling(agent=run.agent, run_id=run.run_id):
-            task = asyncio.ensure_future(_caught(_look(agent, run)))
+            task = asyncio.create_task(_caught(_look(agent, run)), name=f"run of {run.agent}")
         try:
             await asyncio.wait({task}, timeout=config.timeout.total_seconds())
         except asyncio.CancelledError:

@@ -109,7 +109,7 @@ class _Told(list[Any]):
         super().extend(values)
         self._tell()
 
-    def __iadd__(self, values: Iterable[Any]) -> Self:  # type: ignore[misc]
+    def __iadd__(self, values: Iterable[Any]) -> Self:  # type: ignore[misc]  # as of list itself
         self.extend(values)
         return self
 

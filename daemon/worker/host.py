@@ -217,7 +217,7 @@ class Worker:
             try:
                 await self._take(loads(line), len(line))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                self._break(f"its process wrote something that is no message: {error}")
+                self._break(f"its process wrote something that is no message ({type(error).__name__})")
             if self._fault is not None:
                 return
             if time.monotonic() > pause_at:

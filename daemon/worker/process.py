@@ -39,6 +39,8 @@ _ROUNDS = 100
 _ROUND_S = 0.02
 _EXIT_S = 5.0
 _TAIL = 2_000
+_CRASH = "Fatal Python error"
+_CRASH_LINES = 3
 _SAID_LINES = 200
 _LONGEST_LINE = 2_000
 
@@ -76,6 +78,7 @@ class WorkerProcess:
         self._too_much = too_much
         self._token = secrets.token_hex(16)
         self._tail: deque[str] = deque(maxlen=3)
+        self._after_crash: int | None = None
         self._process: Process | None = None
         self._listening: asyncio.Task[None] | None = None
         self._stderr: asyncio.ReadTransport | None = None
@@ -151,7 +154,14 @@ class WorkerProcess:
         text = line[:_LONGEST_LINE].decode("utf-8", "replace").strip()
         if not text:
             return
-        self._tail.append(text)
+        if text.startswith(_CRASH):  # what stands below it says where
+            self._tail = deque([text])
+            self._after_crash = _CRASH_LINES
+        elif self._after_crash is None:
+            self._tail.append(text)
+        elif self._after_crash > 0:
+            self._after_crash -= 1
+            self._tail.append(text)
         if log:
             _log.debug("an agent's process printed a line", extra={**self._known, "line": text})
 
