@@ -53,7 +53,8 @@ class AgentMaker:
         Raises:
             AgentError: there is no such agent, it cannot be loaded, or its table cannot work.
         """
-        return self._settings.agent_config(name, await self._load(name))
+        agent = await self._load(name)
+        return await asyncio.to_thread(self._settings.agent_config, name, agent)
 
     @asynccontextmanager
     async def lent(self, name: str, **context: Any) -> AsyncIterator[BaseAgent]:
@@ -74,10 +75,10 @@ class AgentMaker:
         Raises:
             AgentError: it cannot be made; the message says why.
         """
-        agent = await self._load(name)
-        config = self._settings.agent_config(name, agent)
+        config = await self.config(name)
         entry = await asyncio.to_thread(self._registry.entry, name)
         isolated = is_isolated(config, entry)
+        agent = await (self._load(name) if isolated else asyncio.to_thread(self._registry.load, name))
         filled = AgentContext(
             llm=self._llm,
             templates=None if isolated else self._templates_of(agent),

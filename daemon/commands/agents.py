@@ -28,7 +28,7 @@ def list_agents(call: Invocation) -> None:
     from agents.registry import AgentRegistry  # noqa: PLC0415 - loads the agents
 
     settings = call.settings()
-    registry = AgentRegistry(settings.daemon.plugin_dir)
+    registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
     rows = [_described(settings, registry, entry) for entry in registry.entries()]
     screen = call.screen()
     if screen.as_json:

@@ -22,13 +22,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from agents.base import BaseAgent
+from agents.confine import confine, has_descendants
 from agents.context import AgentContext, ModelCall, utc_now
 from agents.errors import AgentLoadError, InvalidProposal
 from agents.prompts import templates_of
 from agents.proposal import Proposal
 from daemon.intake import MAX_NOTES, MAX_RETURNED, fit_call, fit_notes, fit_proposal, storable
 from daemon.plain import dumps, loads
-from daemon.worker.limits import confine, has_descendants
 from daemon.worker.proxy import distant
 from daemon.worker.wire import MAX_LINE, MAX_TRACE, heard, spoken
 from llm import calling

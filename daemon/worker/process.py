@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from agents.confine import small_environment
 from daemon.worker.limits import Limits
 from daemon.worker.wire import MAX_LINE
 
@@ -26,15 +27,6 @@ TERM_S = 1.0
 MARK = "ASKFIRST_WORKER"
 """A variable with each worker's own value, by which what has left its group is found."""
 
-_PASSED_ON = frozenset(
-    {
-        *("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "TZ", "TMPDIR"),
-        *("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "DYLD_FALLBACK_LIBRARY_PATH"),
-        *("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE"),
-    }
-)
-_PASSED_PREFIXES = ("LC_", "PYTHON", "COVERAGE_")  # coverage measures the child too when it measures us
-_SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 _ROUNDS = 100
 _ROUND_S = 0.02
 _EXIT_S = 5.0
@@ -45,17 +37,6 @@ _SAID_LINES = 200
 _LONGEST_LINE = 2_000
 
 _log = logging.getLogger(__name__)
-
-
-def worker_environment() -> dict[str, str]:
-    """The few variables that a worker gets: no key of ours is among them."""
-    given = {
-        name: value
-        for name, value in os.environ.items()
-        if (name in _PASSED_ON or name.startswith(_PASSED_PREFIXES))
-        and not any(word in name for word in _SECRET_WORDS)
-    }
-    return {**given, "MALLOC_ARENA_MAX": "2"}  # glibc else takes 64 MB of address space for each thread
 
 
 class WorkerProcess:
@@ -112,7 +93,7 @@ class WorkerProcess:
                 stdout=DEVNULL,
                 stderr=says,
                 start_new_session=True,
-                env={**worker_environment(), MARK: self._token},
+                env={**small_environment(), MARK: self._token},
             )
         except BaseException:
             ours.close()
