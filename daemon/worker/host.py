@@ -196,9 +196,12 @@ class Worker:
         }
 
     async def _send(self, message: Mapping[str, Any]) -> None:
+        writer = self._process.writer
+        if writer is None:
+            return
         try:
-            self._process.writer.write(dumps(message))
-            await self._process.writer.drain()
+            writer.write(dumps(message))
+            await writer.drain()
         except OSError:  # it is dead, and who waits for it is told so
             return
 
@@ -340,6 +343,7 @@ class Worker:
         async with llm.stream_chat(message["messages"], **message["options"]) as stream:
             async for chunk in stream:
                 await self._send({"id": number, "value": chunk})
+                await asyncio.sleep(0)  # a reply from the cache comes without a pause
         await self._send({"id": number, "last": True})
 
     # How it ends.

@@ -64,7 +64,7 @@ class WorkerProcess:
         self._listening: asyncio.Task[None] | None = None
         self._stderr: asyncio.ReadTransport | None = None
         self.reader: asyncio.StreamReader
-        self.writer: asyncio.StreamWriter
+        self.writer: asyncio.StreamWriter | None = None
         self.exited: asyncio.Task[int]
 
     @property
@@ -87,6 +87,7 @@ class WorkerProcess:
         said, says = os.pipe()
         try:
             ours.setblocking(False)  # noqa: FBT003 - the socket's own way
+            await self._connect(ours, said)
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", str(PROGRAM)),
                 stdin=its.fileno(),
@@ -96,23 +97,36 @@ class WorkerProcess:
                 env={**small_environment(), MARK: self._token},
             )
         except BaseException:
-            ours.close()
-            os.close(said)
+            self._close()
             raise
         finally:
             its.close()
             os.close(says)
+        # Nothing is waited for from here on: who is cancelled finds either no process or a whole one.
         self.exited = asyncio.create_task(self._process.wait(), name="end of a worker")
-        self.reader, self.writer = await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE)
-        await self._hear(said)
 
-    async def _hear(self, said: int) -> None:
+    async def _connect(self, ours: socket.socket, said: int) -> None:
+        """Our ends of the wire and of what it prints."""
+        try:
+            self.reader, self.writer = await asyncio.open_unix_connection(sock=ours, limit=MAX_LINE)
+        except BaseException:
+            ours.close()
+            os.close(said)
+            raise
         stream = asyncio.StreamReader()
         loop = asyncio.get_running_loop()
         self._stderr, _ = await loop.connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(said, "rb", 0)
         )
         self._listening = asyncio.create_task(self._listen(stream), name="words of a worker")
+
+    def _close(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+        if self._stderr is not None:
+            self._stderr.close()
+        if self.writer is not None:
+            self.writer.close()
 
     async def _listen(self, stream: asyncio.StreamReader) -> None:
         """Log what it prints, so many lines; more bytes than it may hand over are too much here as well."""
@@ -163,12 +177,9 @@ class WorkerProcess:
             if not (clean and await self.ended(TERM_S)):
                 await self._kill()
         finally:
-            self.writer.close()
             if self._listening is not None:
                 await asyncio.wait({self._listening}, timeout=_ROUND_S)
-                self._listening.cancel()
-            if self._stderr is not None:
-                self._stderr.close()
+            self._close()
 
     async def _kill(self) -> None:
         """Ask it to end, then kill it with all that it started, in its group and beside it."""
