@@ -16,7 +16,7 @@ MAX_FILES = 256
 MAX_FILE_BYTES = 4 * 1024**3
 """Largest file that it may write: far above what agents write, below what fills a disk at once."""
 
-NICENESS = 5
+NICENESS = 10
 """How far it stands back behind the daemon when both want the processor."""
 
 _OOM_SCORE = "500"  # of -1000 to 1000: when memory is short, the kernel takes it before the daemon
@@ -45,6 +45,12 @@ def small_environment() -> dict[str, str]:
     return {**given, "MALLOC_ARENA_MAX": "2"}  # glibc else takes 64 MB of address space for each thread
 
 
+def stand_back() -> None:
+    """Leave the processor to others who want it: the first thing that such a process does."""
+    with contextlib.suppress(OSError):
+        os.nice(NICENESS)
+
+
 def confine(memory_mb: int, cpu_seconds: float) -> None:
     """Hold this process, and all that it starts, to the limits; nothing of the agent's is loaded yet."""
     _die_with_the_parent()
@@ -55,8 +61,6 @@ def confine(memory_mb: int, cpu_seconds: float) -> None:
     _lower(resource.RLIMIT_FSIZE, MAX_FILE_BYTES)
     if sys.platform == "linux":  # elsewhere it does not bind; the parent looks at the memory instead
         _lower(resource.RLIMIT_AS, memory_mb * _MEGABYTE)
-    with contextlib.suppress(OSError):
-        os.nice(NICENESS)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text(_OOM_SCORE, encoding="ascii")
 

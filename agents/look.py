@@ -38,8 +38,9 @@ def main() -> None:
     root = str(Path(__file__).resolve().parents[1])
     if root not in sys.path:
         sys.path.insert(0, root)
-    from agents.confine import confine  # noqa: PLC0415 - not to be found before
+    from agents.confine import confine, stand_back  # noqa: PLC0415 - not to be found before
 
+    stand_back()
     request = json.loads(sys.stdin.buffer.read())
     out = _Out()
     confine(MEMORY_MB, request["seconds"])

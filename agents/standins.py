@@ -14,6 +14,7 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -48,6 +49,7 @@ _Looked = tuple[list[Plugin], list[str]]
 
 _seen: dict[Path, tuple[_Sign, _Looked]] = {}
 _checked: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+_looking = threading.Lock()
 
 
 class StandIn(BaseAgent):
@@ -70,11 +72,12 @@ def look_at_plugins(folder: Path) -> _Looked:
 
     Looking again costs nothing while the files are the same.
     """
-    sign = _sign_of(folder)
-    kept = _seen.get(folder)
-    if kept is None or kept[0] != sign:
-        kept = _seen[folder] = (sign, _look(folder, sign) if sign else ([], []))
-    return kept[1]
+    with _looking:  # whoever else wants to know waits for the same look
+        sign = _sign_of(folder)
+        kept = _seen.get(folder)
+        if kept is None or kept[0] != sign:
+            kept = _seen[folder] = (sign, _look(folder, sign) if sign else ([], []))
+        return kept[1]
 
 
 def _look(folder: Path, sign: _Sign) -> _Looked:

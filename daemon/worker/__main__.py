@@ -11,7 +11,10 @@ def main() -> None:
     root = str(Path(__file__).resolve().parents[2])
     if root not in sys.path:
         sys.path.insert(0, root)
-    from daemon.worker.child import work  # noqa: PLC0415 - not to be found before
+    from agents.confine import stand_back  # noqa: PLC0415 - not to be found before
+
+    stand_back()  # importing the rest is most of what a start costs
+    from daemon.worker.child import work  # noqa: PLC0415 - as above
 
     work()
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from agents.confine import small_environment
 from daemon.worker.limits import Limits
+from daemon.worker.strays import find_strays
 from daemon.worker.wire import MAX_LINE
 
 PROGRAM = Path(__file__).with_name("__main__.py")
@@ -24,7 +25,7 @@ PROGRAM = Path(__file__).with_name("__main__.py")
 TERM_S = 1.0
 """How long a worker may take to end after it was asked to, before it is killed."""
 
-MARK = "ASKFIRST_WORKER"
+MARK = "WORKER_OF_ASKFIRST"
 """A variable with each worker's own value, by which what has left its group is found."""
 
 _ROUNDS = 100
@@ -188,7 +189,7 @@ class WorkerProcess:
             await self.ended(TERM_S)
         for _ in range(_ROUNDS):
             # A process that it starts meanwhile is found in the next round.
-            strays = await asyncio.to_thread(_strays, self.pid, self._token)
+            strays = await find_strays(self.pid, MARK, self._token)
             self._signal(signal.SIGKILL)
             for stray in strays:
                 with contextlib.suppress(OSError):
@@ -204,28 +205,6 @@ class WorkerProcess:
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(OSError):  # none of the group is left
             os.killpg(self.pid, number)
-
-
-def _strays(pid: int, token: str) -> list[int]:
-    """The living processes that a worker started, wherever they have gone; the worker itself is none."""
-    import psutil  # noqa: PLC0415 - only where a worker did not end well
-
-    found: set[int] = set()
-    with contextlib.suppress(psutil.Error):
-        found.update(child.pid for child in psutil.Process(pid).children(recursive=True))
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(MARK) == token:
-                found.add(process.pid)
-    return [each for each in found if each != pid and _lives(each)]
-
-
-def _lives(pid: int) -> bool:
-    import psutil  # noqa: PLC0415 - as above
-
-    with contextlib.suppress(psutil.Error):
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 def memory_of(pid: int) -> int:

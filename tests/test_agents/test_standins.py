@@ -191,7 +191,8 @@ def test_plugins_that_cannot_be_imported_are_left_out_with_the_reason_and_the_ot
     texts = {name: text for name, (text, _) in BAD.items()}
     good = {name: GOOD.format(name=name.title()) for name in ("aaa", "mmm", "zzz")}
     folder = folder_with(tmp_path, **texts, **good)
-    before = set(psutil.pids())
+    mark = tmp_path.name
+    monkeypatch.setenv("PYTHON_MARK_OF_A_TEST", mark)
     began = time.monotonic()
     registry = AgentRegistry(folder, apart=True)
     assert registry.names() == ("aaa", "matchmaker", "mmm", "zzz")
@@ -200,16 +201,14 @@ def test_plugins_that_cannot_be_imported_are_left_out_with_the_reason_and_the_ot
     assert said.keys() == BAD.keys()
     for name, (_, words) in BAD.items():
         assert re.search(words, said[name]), said[name]
-    left = [pid for pid in set(psutil.pids()) - before if _is_a_look(pid)]
-    assert left == []
+    assert [process for process in psutil.process_iter() if _mark_of(process) == mark] == []
 
 
-def _is_a_look(pid: int) -> bool:
+def _mark_of(process: psutil.Process) -> str | None:
     try:
-        process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and str(standins.PROGRAM) in process.cmdline()
+        return process.environ().get("PYTHON_MARK_OF_A_TEST")
     except psutil.Error:
-        return False
+        return None
 
 
 def test_no_key_of_ours_is_in_the_environment_of_a_look(

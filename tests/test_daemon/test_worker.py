@@ -297,7 +297,7 @@ async def test_no_key_is_in_the_worker(open_: Open, tmp_path: Path, monkeypatch:
     assert "PATH" in found["environ"]
     assert "PATH=" in found["proc"]
     assert not shows_key(json.dumps(found))
-    assert not [name for name in found["environ"] if name.startswith(("LLM_", "ASKFIRST_D"))]
+    assert not [name for name in found["environ"] if name.startswith(("LLM_", "ASKFIRST_"))]
 
 
 async def test_what_was_asked_and_noted_before_a_worker_was_killed_is_kept(open_: Open) -> None:
