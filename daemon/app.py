@@ -23,6 +23,7 @@ from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
 from daemon.observability.health import Health, Ping
 from daemon.observability.logging import EventLog, configure_logging, dropped_lines, set_level
 from daemon.observability.metrics import Metrics
+from daemon.observability.stalls import StallWatch
 from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
 from daemon.standing import DaemonControls
 
@@ -153,6 +154,7 @@ class Daemon:
     async def _open(self, stack: AsyncExitStack) -> None:
         own = await stack.enter_async_context(daemon_lock(self.settings.daemon.data_dir))
         web = self._bind_web(stack)
+        self._watch_for_stalls(stack)
         grace = self.settings.daemon.stop_grace.total_seconds()
         limit = grace + CANCEL_LIMIT_S + CLOSE_LIMIT_S
         self.lifecycle.on_hurry(self._scheduler.hurry)
@@ -193,6 +195,12 @@ class Daemon:
 
     def _silent_for(self) -> float | None:
         return self._scheduler.seconds_since_tick if self._scheduler.running else None
+
+    def _watch_for_stalls(self, stack: AsyncExitStack) -> None:
+        watch = StallWatch(self.settings.daemon.stall_after.total_seconds())
+        self._scheduler.events.subscribe(watch.note)
+        watch.start()
+        stack.push_async_callback(watch.aclose)
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
