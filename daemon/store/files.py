@@ -19,9 +19,28 @@ _OTHERS = 0o077
 MARKER = "instance"
 """File beside the database that holds its instance id: it tells of a database that was lost or emptied."""
 
+RESERVE = "reserve"
+"""File beside the database that keeps some room on the disk for it."""
+
+DAEMON_LOCK = "daemon.lock"
+"""File beside the database that a running daemon holds locked; it holds the daemon's process number."""
+
 _LEDGER = ("llm_usage.sqlite3", "llm_usage.sqlite3-wal", "llm_usage.sqlite3-shm")
 # What the data folder may hold although another program or an earlier start made it with a loose mode.
-_OURS = frozenset({MARKER, "agents", "llm_cache", "locks", "lost+found", "plugins", *_LEDGER})
+_OURS = frozenset(
+    {
+        MARKER,
+        RESERVE,
+        "agents",
+        "backups",
+        "llm_cache",
+        "locks",
+        "lost+found",
+        "plugins",
+        DAEMON_LOCK,
+        *_LEDGER,
+    }
+)
 
 
 def private_folder(folder: Path, database: str) -> None:
@@ -126,6 +145,19 @@ def write_marker(folder: Path, instance_id: str) -> None:
     finally:
         os.close(descriptor)
     draft.replace(folder / MARKER)
+
+
+def flush_folder(folder: Path) -> None:
+    """Make sure that what was renamed or removed in `folder` is so after a power cut too.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_owner(path: Path, state: os.stat_result) -> None:
