@@ -95,3 +95,9 @@ class DecisionRefused(DaemonError):
 
 class AddressInUse(DaemonError):
     """The address of the web endpoints is taken by another program."""
+
+
+class DaemonRunning(DaemonError):
+    """Another daemon uses the same data; trying again helps once it has ended."""
+
+    exit_code = ExitCode.TEMPORARY

@@ -28,9 +28,6 @@ from daemon.store.faults import translated
 from daemon.store.files import flush_folder, open_private, private_subfolder
 from daemon.store.sqlite import BUSY_SECONDS
 
-FOLDER = "backups"
-"""Name of the folder of the backups in the data folder."""
-
 DRAFT = ".new"
 """End of the name of a file that is not finished."""
 

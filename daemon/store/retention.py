@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -53,8 +53,12 @@ class Forgotten:
     runs: int = 0
     due_times: int = 0
 
+    def as_dict(self) -> dict[str, int]:
+        """By kind, for the log."""
+        return asdict(self)
+
     def __bool__(self) -> bool:
-        return any((self.proposals, self.calls, self.runs, self.due_times))
+        return any(asdict(self).values())
 
 
 class Retention:

@@ -110,16 +110,12 @@ class SpaceGuard:
 
     def _tell(self, trouble: str) -> None:
         before = self.trouble
-        if trouble:
-            self.trouble = self._in_words(trouble)
-        else:
-            self.trouble = ""
+        self.trouble = self._in_words(trouble) if trouble else ""
         if trouble and not before:
             self._began = time.monotonic()
             _log.warning("no agent is run: %s", self.trouble)
-        if self.trouble != before and trouble:
             self._hold(self.trouble)
-        if before and not trouble:
+        elif before and not trouble:
             self._release()
             seconds = round(time.monotonic() - self._began, 1)
             _log.info("there is room on the disk again: agents are run", extra={"seconds": seconds})
