@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from daemon.crew import CANCEL_LIMIT_S
-from daemon.errors import DaemonError, ExitCode
+from daemon.deadman import DeadMan
+from daemon.errors import DaemonError, ExitCode, StoreFull
 from daemon.events import EventBus, RunOutcome
 from daemon.lifecycle import Lifecycle, notify
 from daemon.observability.health import Health, Ping
-from daemon.observability.logging import configure_logging, dropped_lines, log_event
+from daemon.observability.logging import EventLog, configure_logging, dropped_lines
 from daemon.observability.metrics import Metrics
 from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
+from daemon.store.space import LOW_LOOK_EVERY_S, SpaceGuard
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent
+    from daemon.housekeeping import Housekeeping
     from daemon.runtime import Runtime
     from daemon.settings import Settings
+    from daemon.web.ops import Operations
     from daemon.web.server import WebServer
     from llm import LLMConfig
 
@@ -48,6 +54,7 @@ class Daemon:
     Attributes:
         lifecycle: how to ask it to stop, as a signal does.
         ready: set when everything is open and agents are scheduled.
+        housekeeping: makes backups, and forgets what is old; None before everything is open.
         url: where the web endpoints are, None before they are open or without them.
     """
 
@@ -73,8 +80,16 @@ class Daemon:
             llm_observers=[self._metrics.observe_call],
         )
         self._scheduler.events.subscribe(self._metrics.observe_event)
-        self._scheduler.events.subscribe(log_event)
+        self._scheduler.events.subscribe(EventLog().note)
+        self._space = SpaceGuard(
+            settings.daemon.data_dir,
+            settings.daemon.min_free_bytes,
+            hold=self._scheduler.hold_all,
+            release=self._scheduler.release_all,
+        )
         self._web: WebServer | None = None
+        self._operations: Operations | None = None
+        self.housekeeping: Housekeeping | None = None
 
     async def run_until_stopped(self) -> ExitCode:
         """Run until a signal says to stop, then close everything in good order.
@@ -109,15 +124,58 @@ class Daemon:
         limit = grace + CANCEL_LIMIT_S + CLOSE_LIMIT_S
         self.lifecycle.on_hurry(self._scheduler.hurry)
         stack.push_async_callback(self.lifecycle.stage, "agents", limit, self._scheduler.stop)
-        await self._scheduler.start()
+        await self._start_agents(web, stack)
         runtime = self._scheduler.runtime
         if runtime is None:  # stopped while it was starting
             return
+        await self._keep_house(runtime, stack)
         self._teach_metrics(runtime)
+        health = Health(self._pings(runtime))
+        stack.push_async_callback(health.aclose)
+        self._start_dead_man(runtime, health, stack)
         if web is not None:
-            await self._serve(web, runtime, stack)
+            await self._show_health(web, health, stack)
         stack.callback(self._say_stopping)
         await self._remember_successes(runtime)
+
+    async def _start_agents(self, web: WebServer | None, stack: AsyncExitStack) -> None:
+        """Open everything; on a full disk serve the endpoints, say so, and wait for room: no crash loop."""
+        await self._space.look()  # gives up the reserve if need be
+        try:
+            await self._scheduler.start()
+        except StoreFull as error:
+            await self._wait_for_room(error, web, stack)
+
+    async def _wait_for_room(self, error: StoreFull, web: WebServer | None, stack: AsyncExitStack) -> None:
+        async def storage() -> str:
+            raise error
+
+        if web is not None:
+            await self._show_health(web, Health([Ping("storage", storage)]), stack)
+        _log.warning("waiting for room on the disk: %s", error)
+        notify(f"READY=1\nSTATUS=waiting for room on the disk: {error}")
+        while True:
+            await asyncio.sleep(LOW_LOOK_EVERY_S)
+            await self._space.look()
+            with contextlib.suppress(StoreFull):
+                await self._scheduler.start()
+                _log.info("there is room on the disk again: going on with the start")
+                return
+
+    async def _keep_house(self, runtime: Runtime, stack: AsyncExitStack) -> None:
+        """Look after the room on the disk, backups, and what is old, until the end."""
+        from daemon.housekeeping import JOBS, Housekeeping  # noqa: PLC0415 - loads SQLAlchemy
+
+        runtime.db.on_full = self._space.give_way
+        await self._space.look()
+        self.housekeeping = house = Housekeeping(runtime.db, self.settings)
+        self._metrics.read_state_from(
+            lambda: bool(self._space.trouble), {job: partial(house.failing, job) for job in JOBS}
+        )
+        for name, work in (("space", self._space.run()), ("housekeeping", house.run())):
+            task = asyncio.create_task(work, name=name)
+            stack.push_async_callback(_ended, task)
+        stack.push_async_callback(house.aclose)
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
@@ -146,15 +204,41 @@ class Daemon:
         stack.callback(web.release)
         return web
 
-    async def _serve(self, web: WebServer, runtime: Runtime, stack: AsyncExitStack) -> None:
+    def _start_dead_man(self, runtime: Runtime, health: Health, stack: AsyncExitStack) -> None:
+        """Tell whoever shall be told that all is well, if there is anybody."""
+        daemon = self.settings.daemon
+        program = None if daemon.ping_url is None else daemon.ping_url.get_secret_value()
+        agents = self._ping_addresses(runtime)
+        if program is None and not agents:
+            return
+
+        async def healthy() -> bool:
+            return (await health.check())[0]
+
+        dead_man = DeadMan(program, daemon.ping_every.total_seconds(), healthy, agents)
+        self._scheduler.events.subscribe(dead_man.note)
+        dead_man.start()
+        stack.push_async_callback(dead_man.aclose)
+
+    @staticmethod
+    def _ping_addresses(runtime: Runtime) -> dict[str, str]:
+        tables = {name: runtime.settings.agents.get(name, {}) for name in runtime.agent_names}
+        return {name: str(table["ping_url"]) for name, table in tables.items() if table.get("ping_url")}
+
+    async def _show_health(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
+        if self._operations is None:
+            await self._serve(web, health, stack)
+        else:  # it was served while the start waited for room
+            self._operations.health = health
+
+    async def _serve(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
         from daemon.web.app import build_app  # noqa: PLC0415 - as above
         from daemon.web.ops import Operations  # noqa: PLC0415 - as above
 
         version = await asyncio.to_thread(program_version)
         self._metrics.set_version(version)
-        health = Health(self._pings(runtime))
-        stack.push_async_callback(health.aclose)
         operations = Operations(metrics=self._metrics, health=health, version=version)
+        self._operations = operations
         own = () if web.address[0] in _WILDCARDS else (self.settings.web.host,)
         await web.start(build_app(operations, allowed_hosts=(*own, *self.settings.web.allowed_hosts)))
         stack.push_async_callback(self.lifecycle.stage, "web", CLOSE_LIMIT_S, web.aclose)
@@ -200,6 +284,7 @@ class Daemon:
         return [
             Ping("database", database),
             Ping("scheduler", scheduler),
+            Ping("storage", self._space.ping),
             Ping("model", model, required=False),
         ]
 
@@ -225,6 +310,8 @@ class Daemon:
         """The first stage: no new run from here on."""
         _log.info("stopping", extra={"reason": self.lifecycle.reason})
         notify("STOPPING=1")
+        if self._operations is not None:
+            self._operations.stopping = True
         self._scheduler.hold()
 
     async def _wait(self) -> ExitCode:
@@ -232,16 +319,28 @@ class Daemon:
         waiting: set[asyncio.Task[Any]] = {stop}
         if self._web is not None:
             waiting.add(asyncio.create_task(self._web.ended()))
+        disk = None
+        if self._scheduler.runtime is not None:
+            disk = asyncio.create_task(self._scheduler.runtime.db.given_up.wait())
+            waiting.add(disk)
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        broken = not stop.done()
+        broken, failed = not stop.done(), disk is not None and disk.done()
         for task in waiting:
             task.cancel()
         results = await asyncio.gather(*waiting, return_exceptions=True)
         if not broken:
             return ExitCode.OK
+        if failed:
+            _log.error("ending: the disk fails again and again; a new start looks through the database")
+            return ExitCode.FAILED
         errors = [result for result in results if isinstance(result, Exception)]
         _log.error("the web endpoints ended by themselves", exc_info=errors[0] if errors else None)
         return ExitCode.FAILED
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def program_version() -> str:

@@ -91,7 +91,7 @@ class Executor:
         if failure is not None:
             return await self.failed(proposal, failure, last_try=last_try)
         undo_data, note = _fit_undo_data(undo_data)
-        changes = {"undo_data": undo_data, "error": note}
+        changes: dict[str, Any] = {"undo_data": undo_data, "error": note}
         return await self._ledger.write(lambda page: page.move(proposal, _S.APPLIED, "applied", **changes))
 
     async def undo(self, agent: BaseAgent, proposal: Proposal) -> Proposal:

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING
 
 from agents.context import utc_now
 from daemon.errors import DaemonError
-from daemon.store.backups import Backup, backups_in, contents_of, make_backup, mark_of
+from daemon.store.backups import Backup, backups_in, make_backup
+from daemon.store.contents import contents_of, mark_of
 from daemon.store.retention import Ages, Retention
 from daemon.store.uncancelled import finished
 
@@ -37,6 +38,8 @@ RETRY_S = 3600.0
 AHEAD = timedelta(days=30)
 """The clock tells what is old, but it is believed no further than this beyond what was recorded when the
 program started: one that is decades ahead would make everything old at once."""
+
+JOBS = ("backup", "retention")
 
 _FUTURE = timedelta(days=1)
 _log = logging.getLogger(__name__)
@@ -69,6 +72,10 @@ class Housekeeping:
         """Where the backups are."""
         return self._settings.backup_dir
 
+    def failing(self, job: str) -> bool:
+        """Whether the last try of "backup" or "retention" failed."""
+        return job in self._failed
+
     def follow(self, settings: Settings) -> None:
         """Go by new settings from now on."""
         self._settings = settings
@@ -79,7 +86,7 @@ class Housekeeping:
         Args:
             first_after: seconds until the first look.
         """
-        jobs = {"backup": self.back_up_if_due, "retention": self.sweep}
+        jobs = dict(zip(JOBS, (self.back_up_if_due, self.sweep), strict=True))
         due = dict.fromkeys(jobs, time.monotonic() + first_after)
         while True:
             await asyncio.sleep(min(RETRY_S, max(0.0, min(due.values()) - time.monotonic())))

@@ -88,6 +88,7 @@ class AgentScheduler:
         self._crew = Crew(1)
         self._timer: _Timer | None = None
         self._held = False
+        self._held_because = ""
         self._started_at: datetime | None = None
         self._problems: dict[str, str] = {}
         self._recovery: asyncio.Task[Any] | None = None
@@ -164,6 +165,14 @@ class AgentScheduler:
         self._held = True
         if self._timer is not None:
             self._timer.pause()
+
+    def hold_all(self, reason: str) -> None:
+        """Run no agent on schedule until `release_all`, also from the start on; runs under way go on."""
+        self._held_because = reason
+
+    def release_all(self) -> None:
+        """Run agents on schedule again."""
+        self._held_because = ""
 
     def hurry(self) -> None:
         """Make `stop` wait for no run."""
@@ -280,7 +289,7 @@ class AgentScheduler:
 
     async def _due(self, name: str) -> None:
         """An agent is due; ends when its run has, so that APScheduler knows that it is still running."""
-        if self._held or self._runtime is None:
+        if self._held or self._held_because or self._runtime is None:
             return
         await asyncio.wait({self._crew.run(self._runtime, name, "schedule")})
 

@@ -20,11 +20,7 @@ if TYPE_CHECKING:
     "backup",
     invoke_without_command=True,
     short_help="Make a copy of the database, and list those there are.",
-    epilog=examples(
-        "askfirst backup                     put one with the others",
-        "askfirst backup --to /mnt/usb       put one somewhere else",
-        "askfirst backup list",
-    ),
+    epilog=examples("askfirst backup", "askfirst backup --to /mnt/usb", "askfirst backup list"),
 )
 @click.option(
     "--to",
@@ -96,5 +92,3 @@ def _age(now: datetime, then: datetime) -> str:
 
 def _size(count: int) -> str:
     return f"{count / 1e6:.1f} MB"
-
-

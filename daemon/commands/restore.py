@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from daemon.commands.base import Invocation, command_options, examples, pass_invocation
-from daemon.errors import DaemonRunning, DaemonError
+from daemon.errors import DaemonError, DaemonRunning
 from daemon.render import Column, Screen
 
 if TYPE_CHECKING:
-    from daemon.store.backups import Contents
+    from daemon.store.contents import Contents
     from daemon.store.restoring import Plan
 
 _LOCK_WAIT_S = 0.5  # commands that look whether a daemon runs hold its lock for a moment

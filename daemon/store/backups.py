@@ -10,23 +10,20 @@ Everything here blocks: call it in a thread.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 import shutil
-import sqlite3
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from daemon.errors import StoreError, StoreFull
+from daemon.store.contents import COUNTED, Contents, Stop, contents_of, reading
 from daemon.store.faults import translated
 from daemon.store.files import flush_folder, open_private, private_subfolder
-from daemon.store.sqlite import BUSY_SECONDS
 
 DRAFT = ".new"
 """End of the name of a file that is not finished."""
@@ -34,35 +31,6 @@ DRAFT = ".new"
 _NAME = re.compile(r"askfirst-(\d{8}T\d{6}Z)\.sqlite3")
 _STAMP = "%Y%m%dT%H%M%SZ"
 _WAIT_S = 60.0
-_PROGRESS_STEPS = 20_000  # of SQLite's virtual machine: about a millisecond
-
-COUNTED = ("runs", "model_calls", "proposals", "proposal_events")
-"""Tables whose rows are compared."""
-
-Stop = threading.Event
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Contents:
-    """What a database holds.
-
-    Attributes:
-        revision: its schema.
-        instance_id: its name for life.
-        rows: how many rows each of `COUNTED` has.
-        last_run: when its newest run ended, text as stored; None without one.
-        last_decision: when a person last decided about a proposal; None if nobody did.
-        numbered: the highest number that was given to a proposal.
-        mark: changes whenever something is recorded; the same in a copy.
-    """
-
-    revision: str
-    instance_id: str
-    rows: dict[str, int]
-    last_run: str | None
-    last_decision: str | None
-    numbered: int
-    mark: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,67 +46,6 @@ class Backup:
     path: Path
     made_at: datetime
     size: int
-
-
-def contents_of(path: Path, *, check: bool = False, stop: Stop | None = None) -> Contents:
-    """What the database at `path` holds; it is opened for reading only.
-
-    Args:
-        path: the file.
-        check: read all of it and check its structure, its indexes and its references.
-        stop: once this is set, the look is given up.
-
-    Raises:
-        StoreError: it is damaged, or no database of Askfirst.
-    """
-    if not path.is_file():
-        msg = f"there is no file {path}"
-        raise StoreError(msg)
-    with translated(path), _reading(path, stop) as connection:
-        if check:
-            _check(path, connection)
-        connection.execute("BEGIN")
-        tables = {
-            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        }
-        if not {"alembic_version", "meta", *COUNTED} <= tables:
-            msg = f"{path} is not a database of Askfirst"
-            raise StoreError(msg)
-        revision = _one(connection, "SELECT version_num FROM alembic_version")
-        instance = _one(connection, "SELECT value FROM meta WHERE key = 'instance_id'")
-        if revision is None or instance is None:
-            msg = f"{path} has no {'schema' if revision is None else 'instance id'}: it is damaged or unfinished"
-            raise StoreError(msg)
-        decided = "SELECT max(at) FROM proposal_events WHERE via NOT IN ('', 'daemon')"
-        return Contents(
-            revision=str(revision),
-            instance_id=str(instance),
-            rows={table: int(_one(connection, f"SELECT count(*) FROM {table}") or 0) for table in COUNTED},  # noqa: S608 - names of ours
-            last_run=_text(_one(connection, "SELECT max(finished_at) FROM runs")),
-            last_decision=_text(_one(connection, decided)),
-            numbered=highest_number(connection),
-            mark=_mark(connection, tables),
-        )
-
-
-def highest_number(connection: sqlite3.Connection) -> int:
-    """The highest number that was ever given to a proposal of this database."""
-    given = _one(connection, "SELECT seq FROM sqlite_sequence WHERE name = 'proposals'")
-    return int(given or 0)
-
-
-def mark_of(path: Path) -> str:
-    """`Contents.mark` alone, which takes a few reads.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
-    with translated(path), _reading(path) as connection:
-        connection.execute("BEGIN")
-        tables = {
-            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
-        }
-        return _mark(connection, tables)
 
 
 def backups_in(folder: Path) -> tuple[Backup, ...]:
@@ -279,7 +186,7 @@ def _one_at_a_time(database: Path) -> Iterator[None]:
         deadline = time.monotonic() + _WAIT_S
         while not _locked(descriptor):
             if time.monotonic() > deadline:
-                msg = f"another program has been making a backup of {database} for {_WAIT_S:g} s; try again later"
+                msg = f"another backup of {database} has been under way for {_WAIT_S:g} s; try again later"
                 raise StoreError(msg)
             time.sleep(0.05)
         yield
@@ -337,15 +244,15 @@ def _check_room(database: Path, folder: Path, spare: int) -> None:
         raise StoreError(msg) from error
     if free < needed + spare:
         msg = (
-            f"a copy of {database} needs {needed:,} bytes and {spare:,} are to be left, but only {free:,} are "
-            f"free in {folder}; free some, or set backup.dir to a folder on another disk"
+            f"a copy of {database} needs {needed:,} bytes and leaves {spare:,} free, but {free:,} are free "
+            f"in {folder}; make room, or set backup.dir to a folder on another disk"
         )
         raise StoreFull(msg)
 
 
 def _copy(database: Path, draft: Path, stop: Stop | None) -> None:
     os.close(open_private(draft))  # SQLite would make it readable for others
-    with translated(database), _reading(database, stop) as connection:
+    with translated(database), reading(database, stop) as connection:
         connection.execute("VACUUM INTO ?", (str(draft),))
 
 
@@ -356,50 +263,6 @@ def _compare(database: Path, before: Contents, copied: Contents) -> None:
         what = f"has fewer rows in {', '.join(fewer)}" if fewer else "is of another schema or instance"
         msg = f"the copy of {database} {what} than what it was made of; it was thrown away"
         raise StoreError(msg)
-
-
-def _check(path: Path, connection: sqlite3.Connection) -> None:
-    (verdict,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
-    broken = connection.execute("PRAGMA foreign_key_check").fetchone() if verdict == "ok" else None
-    if verdict != "ok" or broken is not None:
-        why = verdict if broken is None else f"a reference in the table {broken[0]!r} leads nowhere"
-        msg = f"{path} is damaged ({' '.join(str(why).split())})"
-        raise StoreError(msg)
-
-
-@contextmanager
-def _reading(path: Path, stop: Stop | None = None) -> Iterator[sqlite3.Connection]:
-    """A connection that cannot write or checkpoint; works on a file in a folder that cannot be written too."""
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
-        connection.execute("PRAGMA temp_store=MEMORY")
-        if stop is not None:
-            connection.set_progress_handler(lambda: int(stop.is_set()), _PROGRESS_STEPS)
-        yield connection
-
-
-def _mark(connection: sqlite3.Connection, tables: set[str]) -> str:
-    """A hash over what grows with each thing that is recorded, and over the small table that does not grow."""
-    queries = [
-        "SELECT max(id) FROM runs",
-        "SELECT max(id) FROM proposal_events",
-        "SELECT max(id) FROM proposals",
-    ]
-    if "due_times" in tables:
-        queries.append("SELECT agent, max(due), max(last) FROM due_times GROUP BY agent ORDER BY agent")
-    if "agent_states" in tables:
-        queries.append("SELECT * FROM agent_states ORDER BY agent")
-    found = [connection.execute(query).fetchall() for query in queries]
-    return hashlib.sha256(repr(found).encode("utf-8", "backslashreplace")).hexdigest()
-
-
-def _one(connection: sqlite3.Connection, query: str) -> object:
-    row = connection.execute(query).fetchone()
-    return None if row is None else row[0]
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
 
 
 def _flush(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,9 +10,7 @@ from pathlib import Path
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
 from daemon.errors import StoreError, StoreFull
-
-FULL_BELOW = 1024 * 1024
-"""With fewer bytes than this on a disk it counts as full, whatever a failed write was called."""
+from daemon.store.files import out_of_room
 
 _LOCKED = "another program has locked it for too long; close that program, or try again in a moment"
 _FOREIGN = "it cannot be opened; check who owns the file and its folder"
@@ -61,22 +58,14 @@ def breaks_connection(error: BaseException) -> bool:
 
 
 def makes_doubtful(error: BaseException) -> bool:
-    """Whether the file may no longer be as it should after this error, so that it has to be looked through."""
+    """Whether the file may not be as it should after this error, so that it has to be looked through."""
     return _code(error).startswith(_DOUBTFUL) and not _code(error).startswith(_FULL)
-
-
-def out_of_room(path: Path) -> bool:
-    """Whether the disk of `path` has less than `FULL_BELOW` bytes left; blocks."""
-    try:
-        return shutil.disk_usage(path.parent).free < FULL_BELOW
-    except OSError:
-        return False
 
 
 def is_full(path: Path, error: BaseException) -> bool:
     """Whether the error means that the disk is full, whatever SQLite called it."""
     code = _code(error)
-    return code.startswith(_FULL) or (code.startswith(_FAILED_WRITE) and out_of_room(path))
+    return code.startswith(_FULL) or (code.startswith(_FAILED_WRITE) and out_of_room(path.parent))
 
 
 def _store_error(path: Path, error: SQLAlchemyError | sqlite3.Error) -> StoreError:

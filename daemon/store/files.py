@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+import shutil
 import stat
 from pathlib import Path
 
@@ -18,6 +19,9 @@ _OTHERS = 0o077
 
 MARKER = "instance"
 """File beside the database that holds its instance id: it tells of a database that was lost or emptied."""
+
+FULL_BELOW = 1024 * 1024
+"""With fewer bytes than this on a disk it counts as full, whatever a failed write was called."""
 
 RESERVE = "reserve"
 """File beside the database that keeps some room on the disk for it."""
@@ -145,6 +149,14 @@ def write_marker(folder: Path, instance_id: str) -> None:
     finally:
         os.close(descriptor)
     draft.replace(folder / MARKER)
+
+
+def out_of_room(folder: Path) -> bool:
+    """Whether the disk of `folder` has less than `FULL_BELOW` bytes left; blocks."""
+    try:
+        return shutil.disk_usage(folder).free < FULL_BELOW
+    except OSError:
+        return False
 
 
 def flush_folder(folder: Path) -> None:

@@ -14,7 +14,6 @@ Everything here blocks.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sqlite3
 from collections.abc import Sequence
@@ -24,7 +23,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from daemon.errors import StoreError, StoreTooNew
-from daemon.store.backups import Contents, contents_of, copy_verified, highest_number
+from daemon.store.backups import copy_verified
+from daemon.store.contents import Contents, contents_of, highest_number
 from daemon.store.faults import translated
 from daemon.store.files import flush_folder, private_file, read_marker, write_marker
 
@@ -147,10 +147,10 @@ def finish_restoration(database: Path) -> bool:
 def _committed(database: Path) -> Path | None:
     name = re.compile(re.escape(f"{database.name}.restored-") + r"\d{8}T\d{6}Z")
     try:
-        found = sorted(entry for entry in os.listdir(database.parent) if name.fullmatch(entry))
+        found = sorted(path for path in database.parent.iterdir() if name.fullmatch(path.name))
     except FileNotFoundError:
         return None
-    return database.with_name(found[-1]) if found else None
+    return found[-1] if found else None
 
 
 def _current(database: Path) -> tuple[Contents | None, str]:

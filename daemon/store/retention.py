@@ -11,7 +11,7 @@ What stays however old it is:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -33,6 +33,9 @@ PAUSE_S = 0.05
 _TURNED_DOWN = (ProposalStatus.REJECTED, ProposalStatus.UNDONE)
 _FORGETTABLE = tuple(sorted(CLOSED - set(_TURNED_DOWN)))
 _OPEN = tuple(status for status in ProposalStatus if status.is_open)
+
+
+_Drop = Callable[[AsyncConnection, Sequence[Any]], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +74,7 @@ class Retention:
     async def newest_run(self) -> datetime | None:
         """When the newest run ended, None if there is none."""
         async with self._database.read() as connection:
-            moment: datetime | None = (await connection.execute(select(func.max(runs.c.finished_at)))).scalar()
+            moment: datetime | None = await connection.scalar(select(func.max(runs.c.finished_at)))
             return moment
 
     async def sweep(self, now: datetime, ages: Ages) -> Forgotten:
@@ -80,13 +83,16 @@ class Retention:
         Raises:
             StoreError: the database cannot be written; what was deleted before that stays deleted.
         """
-        gone_proposals = await self._all_of(_old_proposals(_before(now, ages.proposals)), self._drop_proposals)
-        gone_calls = await self._all_of(_old_calls(_before(now, ages.calls)), self._drop_calls)
-        gone_runs = await self._all_of(_old_runs(_before(now, ages.runs)), self._drop_runs)
-        gone_dues = await self._forget_due_times(_before(now, ages.runs))
-        return Forgotten(proposals=gone_proposals, calls=gone_calls, runs=gone_runs, due_times=gone_dues)
+        # In this order, since a run stays as long as something that came from it is kept.
+        old_run = _before(now, ages.runs)
+        return Forgotten(
+            proposals=await self._all_of(_old_proposals(_before(now, ages.proposals)), _drop_proposals),
+            calls=await self._all_of(_old_calls(_before(now, ages.calls)), _drop_calls),
+            runs=await self._all_of(_old_runs(old_run), _drop_runs),
+            due_times=await self._forget_due_times(old_run),
+        )
 
-    async def _all_of(self, query: Select[Any], drop: Any) -> int:
+    async def _all_of(self, query: Select[Any], drop: _Drop) -> int:
         """Look for rows without holding up any writer, delete them by `drop`, until there are none."""
         gone = 0
         while True:
@@ -105,19 +111,6 @@ class Retention:
                 return gone
             await asyncio.sleep(PAUSE_S)
 
-    @staticmethod
-    async def _drop_proposals(connection: AsyncConnection, keys: Sequence[int]) -> None:
-        await connection.execute(delete(proposal_events).where(proposal_events.c.proposal_id.in_(keys)))
-        await connection.execute(delete(proposals).where(proposals.c.id.in_(keys)))
-
-    @staticmethod
-    async def _drop_calls(connection: AsyncConnection, keys: Sequence[str]) -> None:
-        await connection.execute(delete(model_calls).where(model_calls.c.id.in_(keys)))
-
-    @staticmethod
-    async def _drop_runs(connection: AsyncConnection, keys: Sequence[str]) -> None:
-        await connection.execute(delete(runs).where(runs.c.id.in_(keys)))
-
     async def _forget_due_times(self, before: datetime) -> int:
         gone = 0
         while await self._due_times.any_before(before):
@@ -128,6 +121,19 @@ class Retention:
                 break
             await asyncio.sleep(PAUSE_S)
         return gone
+
+
+async def _drop_proposals(connection: AsyncConnection, keys: Sequence[Any]) -> None:
+    await connection.execute(delete(proposal_events).where(proposal_events.c.proposal_id.in_(keys)))
+    await connection.execute(delete(proposals).where(proposals.c.id.in_(keys)))
+
+
+async def _drop_calls(connection: AsyncConnection, keys: Sequence[Any]) -> None:
+    await connection.execute(delete(model_calls).where(model_calls.c.id.in_(keys)))
+
+
+async def _drop_runs(connection: AsyncConnection, keys: Sequence[Any]) -> None:
+    await connection.execute(delete(runs).where(runs.c.id.in_(keys)))
 
 
 def _before(now: datetime, age: timedelta) -> datetime:

@@ -17,8 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from daemon.errors import DaemonError, StoreError
-from daemon.store.faults import FULL_BELOW
-from daemon.store.files import RESERVE, open_private
+from daemon.store.files import FULL_BELOW, RESERVE, open_private
 
 RESERVE_BYTES = 4 * 1024 * 1024
 LOOK_EVERY_S = 60.0
