@@ -20,7 +20,7 @@ from daemon.store.sqlite import BUSY_SECONDS
 
 Stop = threading.Event
 
-_PROGRESS_STEPS = 20_000  # of SQLite's virtual machine: about a millisecond
+_PROGRESS_STEPS = 2_000  # of SQLite's virtual machine: about 0.1 ms
 
 COUNTED = ("runs", "model_calls", "proposals", "proposal_events")
 """Tables whose rows are compared."""

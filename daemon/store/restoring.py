@@ -1,7 +1,7 @@
 """Puts a backup in the place of the database, so that a crash at any moment leaves the one or the other.
 
     copy the backup beside the database, verified -> rename it to NAME.restored-TIME     (the commit)
-    -> NAME-wal, NAME-shm and NAME become NAME.replaced-TIME...  -> NAME.restored-TIME becomes NAME
+    -> NAME-wal and NAME become NAME.replaced-TIME...  -> NAME.restored-TIME becomes NAME
 
 Before the commit nothing has changed. After it, whoever opens the database next finishes what is left
 (`finish_restoration`, called before every opening), and each step may be done again. The WAL of the old
@@ -36,7 +36,6 @@ NUMBERS_LEFT_OUT = 10_000
 An agent knows by a proposal's number whether it was carried out already, so no number may come twice."""
 
 _STAMP = "%Y%m%dT%H%M%SZ"
-_ORDER = ("-wal", "-shm", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +98,7 @@ def restore(database: Path, plan: Plan, *, now: datetime | None = None) -> Path 
     """Put the backup in place; nobody may have the database open meanwhile.
 
     Returns:
-        Where the database of before is now, with its -wal and -shm; None if there was none.
+        Where the database of before is now, with its -wal; None if there was none.
 
     Raises:
         StoreError: it could not be done; the database of before is in place.
@@ -128,10 +127,7 @@ def finish_restoration(database: Path) -> bool:
         return False
     stamp = ready.name.rpartition("-")[2]
     try:
-        for suffix in _ORDER:
-            old = database.with_name(f"{database.name}{suffix}")
-            if old.exists():
-                old.rename(database.with_name(f"{database.name}.replaced-{stamp}{suffix}"))
+        _set_aside(database, f"{database.name}.replaced-{stamp}")
         flush_folder(database.parent)
         private_file(ready)
         ready.rename(database)
@@ -142,6 +138,15 @@ def finish_restoration(database: Path) -> bool:
     write_marker(database.parent, contents_of(database).instance_id)
     _log.warning("a backup was restored", extra={"database": str(database)})
     return True
+
+
+def _set_aside(database: Path, name: str) -> None:
+    wal = database.with_name(f"{database.name}-wal")
+    if wal.exists():
+        wal.rename(database.with_name(f"{name}-wal"))
+    database.with_name(f"{database.name}-shm").unlink(missing_ok=True)  # made anew of the -wal
+    if database.exists():
+        database.rename(database.with_name(name))
 
 
 def _committed(database: Path) -> Path | None:
