@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.context import utc_now
-from daemon.errors import DaemonError
+from daemon.errors import DaemonError, StoreError
 from daemon.store.backups import Backup, backups_in, make_backup
 from daemon.store.contents import contents_of, mark_of
 from daemon.store.retention import Ages, Retention
@@ -150,6 +150,9 @@ class Housekeeping:
         return SWEEP_EVERY_S
 
     async def _copy(self, to: Path | None, spare: int) -> Path:
+        if self._closing.is_set():
+            msg = "no backup is made any more: the program is being stopped"
+            raise StoreError(msg)
         keep = max(self._settings.backup.keep, 1)
         make = partial(make_backup, self._database.path, self.folder, keep, to, now=self._now(), spare=spare)
         async with self._alone:
