@@ -39,7 +39,6 @@ _LOST_CONNECTION = ("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_F
 _DOUBTFUL = ("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB")
 
 # A full disk is not always called FULL: there may be no room for the shared memory beside the WAL.
-_FULL = ("SQLITE_FULL", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_SHMMAP")
 _FAILED_WRITE = ("SQLITE_IOERR", "SQLITE_CANTOPEN")
 
 
@@ -59,13 +58,13 @@ def breaks_connection(error: BaseException) -> bool:
 
 def makes_doubtful(error: BaseException) -> bool:
     """Whether the file may not be as it should after this error, so that it has to be looked through."""
-    return _code(error).startswith(_DOUBTFUL) and not _code(error).startswith(_FULL)
+    return _code(error).startswith(_DOUBTFUL)
 
 
 def is_full(path: Path, error: BaseException) -> bool:
     """Whether the error means that the disk is full, whatever SQLite called it."""
     code = _code(error)
-    return code.startswith(_FULL) or (code.startswith(_FAILED_WRITE) and out_of_room(path.parent))
+    return code == "SQLITE_FULL" or (code.startswith(_FAILED_WRITE) and out_of_room(path.parent))
 
 
 def _store_error(path: Path, error: SQLAlchemyError | sqlite3.Error) -> StoreError:

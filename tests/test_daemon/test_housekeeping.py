@@ -173,7 +173,7 @@ async def test_a_failure_is_told_once_and_so_is_the_recovery(
     async with bench(tmp_path) as it:
         house = await house_of(it, tmp_path)
         await it.one()
-        house.folder.write_text("in the way")  # noqa: ASYNC240
+        house.folder.write_text("in the way")
         for _ in range(3):
             assert await house._tried("backup", house.back_up_if_due) == RETRY_S
         assert caplog.text.count("backup failed and is tried again each hour") == 1

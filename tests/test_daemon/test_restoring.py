@@ -169,7 +169,9 @@ def test_a_newer_schema_is_refused_and_nothing_changes(database: Path, backup: P
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Files and their bytes, without SQLite's shared memory, which readers come and go in."""
-    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(("-shm", "-wal"))]
+    files = [
+        path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(("-shm", "-wal"))
+    ]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

@@ -7,13 +7,14 @@ import json
 import logging
 import os
 import shutil
+import socket
 import sqlite3
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -127,34 +128,41 @@ def test_a_disk_that_became_read_only_is_no_room_either(disk: Path) -> None:
 def test_a_decision_on_a_full_disk_is_taken_at_the_first_try(disk: Path) -> None:
     """SQLite says that the disk is full; the reserve is given up, and the same decision is tried again."""
 
-    async def decide() -> tuple[list[ProposalStatus], int, int]:
+    async def decide() -> tuple[list[ProposalStatus], list[str]]:
         async with bench(disk) as it:
             told = Told(it.db.path.parent, min_free=0)
             it.db.on_full = told.guard.give_way
             assert await told.guard.look()
-            texts = [f"{number} {'x' * 900}" for number in range(12)]
+            texts = [f"{number} {'x' * 900}" for number in range(13)]
             await it.keep(*(line(text, explanation="y" * 3900) for text in texts), max_open=99)
             ballast = await asyncio.to_thread(fill, disk)
-            refused = 0
-            try:  # fill the WAL's own room too, as runs would
-                for number in range(500):
-                    await it.keep(line(f"more {number}", explanation="z" * 3900), max_open=9999)
-                    await asyncio.to_thread(fill, disk) if not told.guard.trouble else None
-                    if told.guard.trouble:
-                        break
-            except StoreFull:
-                refused += 1
-            decided = [
-                (await it.desk.reject(number, "ana", "cli")).status
-                for number in range(1, 13)
-            ]
+            decided = [(await it.desk.reject(number, "ana", "cli")).status for number in range(1, 14)]
             await asyncio.to_thread(ballast.unlink)
-            return decided, refused, len(told.said)
+            return decided, told.said
 
-    decided, refused, said = asyncio.run(decide())
-    assert decided == [ProposalStatus.REJECTED] * 12
-    assert refused == 1
-    assert said == 1
+    decided, said = asyncio.run(decide())
+    assert decided == [ProposalStatus.REJECTED] * 13
+    assert len(said) == 1  # one of them found the disk full
+
+
+@needs_root
+def test_a_run_on_a_full_disk_is_refused_and_leaves_the_reserve_to_decisions(disk: Path) -> None:
+    async def fill_up() -> ProposalStatus:
+        async with bench(disk) as it:
+            told = Told(it.db.path.parent, min_free=0)
+            it.db.on_full = told.guard.give_way
+            assert await told.guard.look()
+            await it.one(text="first")
+            ballast = await asyncio.to_thread(fill, disk)
+            with pytest.raises(StoreFull, match="nothing that was confirmed is lost"):
+                await it.one(text="second", explanation="y" * 3900)
+            assert len(told.said) == 1
+            assert [p.title for p in await it.proposals.list()] == ["Write first"]
+            decided = await it.desk.approve(1, "ana", "cli")
+            await asyncio.to_thread(ballast.unlink)
+            return decided.status
+
+    assert asyncio.run(fill_up()) is ProposalStatus.APPLIED
 
 
 # The real daemon on a real small disk.
@@ -162,16 +170,16 @@ def test_a_decision_on_a_full_disk_is_taken_at_the_first_try(disk: Path) -> None
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Program]:
-    made = Program.with_garden(tmp_path, *(f"bed{number} dry" for number in range(8)), settings='every = "1s"')
+    made = Program.with_garden(
+        tmp_path, *(f"bed{number} dry" for number in range(8)), settings='every = "1s"'
+    )
     config = tmp_path / "config" / "askfirst.toml"
     config.write_text(config.read_text().replace("[daemon]", "[daemon]\nmin_free_bytes = 2097152"))
-    plugins = tmp_path / "plugins"
     shutil.move(tmp_path / "data", tmp_path / "made")
     with small_disk(tmp_path / "data", 16) as data:
         shutil.copytree(tmp_path / "made", data, dirs_exist_ok=True)
         data.chmod(0o700)
         yield made
-    assert not plugins.exists()
 
 
 def readiness(url: str) -> tuple[int, dict[str, Any]]:
@@ -189,7 +197,9 @@ def sample(url: str, name: str) -> float:
 
 
 def runs_of(program: Program) -> int:
-    with closing(sqlite3.connect(f"file:{program.folder}/data/askfirst.sqlite3?mode=ro", uri=True)) as connection:
+    with closing(
+        sqlite3.connect(f"file:{program.folder}/data/askfirst.sqlite3?mode=ro", uri=True)
+    ) as connection:
         return int(connection.execute("SELECT count(*) FROM runs").fetchone()[0])
 
 
@@ -198,26 +208,19 @@ class Lines:
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr is not None
-        self._stream = process.stderr
-        os.set_blocking(self._stream.fileno(), False)
+        self._descriptor = process.stderr.fileno()
+        os.set_blocking(self._descriptor, False)
         self.text = ""
 
     def has(self, words: str) -> bool:
-        with self._unready():
-            self.text += self._stream.read() or ""
+        with suppress(BlockingIOError):
+            while piece := os.read(self._descriptor, 65536):
+                self.text += piece.decode()
         return words in self.text
 
-    @staticmethod
-    def _unready() -> Any:
-        from contextlib import suppress
-
-        return suppress(BlockingIOError, TypeError)
-
     def value(self, key: str) -> str:
-        for each in self.text.splitlines():
-            if each.startswith("{") and key in (found := json.loads(each)):
-                return str(found[key])
-        raise KeyError(key)
+        found = (json.loads(each) for each in self.text.splitlines() if each.startswith("{"))
+        return next(str(each[key]) for each in found if key in each)
 
 
 @needs_root
@@ -265,10 +268,10 @@ def test_a_start_on_a_full_disk_waits_and_says_so(program: Program) -> None:
     for leftover in data.glob("*-shm"):
         leftover.unlink()
     ballast = fill(data)
-    with program.running("run", ASKFIRST_DAEMON__LOG_FORMAT="json", ASKFIRST_WEB__PORT=free_port()) as process:
-        log = Lines(process)
+    port = free_port()
+    with program.running("run", ASKFIRST_DAEMON__LOG_FORMAT="json", ASKFIRST_WEB__PORT=str(port)) as process:
+        log, url = Lines(process), f"http://127.0.0.1:{port}"
         seen_now(lambda: log.has("waiting for room on the disk"))
-        url = f"http://127.0.0.1:{PORTS[-1]}"
         status, checks = readiness(url)
         assert status == 503
         assert "the disk is full" in checks["storage"]["detail"]
@@ -284,15 +287,9 @@ def test_a_start_on_a_full_disk_waits_and_says_so(program: Program) -> None:
     assert "Traceback" not in log.text
 
 
-PORTS: list[int] = []
-
-
-def free_port() -> str:
-    import socket
-
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        PORTS.append(listener.getsockname()[1])
-    return str(PORTS[-1])
+        return int(listener.getsockname()[1])
 
 
 @needs_root
