@@ -1,4 +1,4 @@
-"""A disk that fails: nothing is acknowledged that was not written, and after too many failures it starts anew.
+"""A disk that fails: nothing is acknowledged that was not written; after too many failures it starts anew.
 
 The failing disk is a limit on the size of files: each write beyond it is an I/O error to SQLite.
 """
