@@ -23,7 +23,7 @@ from pathlib import Path
 from daemon.errors import StoreError, StoreFull
 from daemon.store.contents import COUNTED, Contents, Stop, contents_of, reading
 from daemon.store.faults import translated
-from daemon.store.files import flush_folder, open_private, private_subfolder
+from daemon.store.files import flush_folder, hand_over, open_private, private_subfolder
 
 DRAFT = ".new"
 """End of the name of a file that is not finished."""
@@ -206,16 +206,17 @@ def _in_folder(database: Path, folder: Path, moment: datetime) -> Path:
     if folder.parent == database.parent:
         private_subfolder(folder.parent, folder.name)
     else:
-        _make_folder(folder)
+        _make_folder(folder, database.parent)
     while (path := folder / f"askfirst-{moment:{_STAMP}}.sqlite3").exists():
         moment += timedelta(seconds=1)
     return path
 
 
-def _make_folder(folder: Path) -> None:
+def _make_folder(folder: Path, data: Path) -> None:
     try:
         if not folder.is_dir():
             folder.mkdir(parents=True, mode=0o700)
+            hand_over(folder, data)
     except OSError as error:
         msg = f"the folder {folder} for backups cannot be made: {error.strerror}; see backup.dir"
         raise StoreError(msg) from error

@@ -85,7 +85,7 @@ def private_subfolder(folder: Path, name: str) -> Path:
     try:
         if not path.is_dir():
             path.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-            _hand_over(path, folder)
+            hand_over(path, folder)
     except OSError as error:
         msg = f"{path} cannot be made: {error.strerror}; check who owns {folder} and the disk"
         raise StoreError(msg) from error
@@ -121,7 +121,7 @@ def open_private(path: Path, flags: int = 0) -> int:
     state = os.fstat(descriptor)
     if stat.S_IMODE(state.st_mode) != _FILE_MODE and state.st_uid == os.geteuid():
         os.fchmod(descriptor, _FILE_MODE)
-    _hand_over(descriptor, path.parent)
+    hand_over(descriptor, path.parent)
     return descriptor
 
 
@@ -210,7 +210,7 @@ def _tighten(path: Path, mode: int) -> None:
     _log.warning("%s was open to other users (mode %04o); it is %04o now", path, before, mode)
 
 
-def _hand_over(made: int | Path, folder: Path) -> None:
+def hand_over(made: int | Path, folder: Path) -> None:
     """What root makes in the folder of the service's user must stay usable for that user."""
     if os.geteuid() != 0:
         return

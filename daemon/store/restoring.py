@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from daemon.errors import StoreError, StoreTooNew
-from daemon.store.backups import copy_verified
+from daemon.store.backups import DRAFT, copy_verified
 from daemon.store.contents import Contents, contents_of, highest_number
 from daemon.store.faults import translated
 from daemon.store.files import flush_folder, private_file, read_marker, write_marker
@@ -150,12 +150,19 @@ def _set_aside(database: Path, name: str) -> None:
 
 
 def _committed(database: Path) -> Path | None:
-    name = re.compile(re.escape(f"{database.name}.restored-") + r"\d{8}T\d{6}Z")
+    """The database that is to be put in place; removes drafts, which nobody can be making now."""
+    name = re.compile(re.escape(f"{database.name}.restored-") + r"\d{8}T\d{6}Z(\.new(-journal)?)?")
     try:
         found = sorted(path for path in database.parent.iterdir() if name.fullmatch(path.name))
     except FileNotFoundError:
         return None
-    return found[-1] if found else None
+    ready: Path | None = None
+    for path in found:
+        if DRAFT in path.name:
+            path.unlink(missing_ok=True)
+        else:
+            ready = path
+    return ready
 
 
 def _current(database: Path) -> tuple[Contents | None, str]:

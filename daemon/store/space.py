@@ -53,9 +53,7 @@ class SpaceGuard:
     ) -> None:
         self.trouble = ""
         self._folder = folder
-        self._min_free = max(min_free, FULL_BELOW)
-        # Ends a little above where it begins, so that it does not come and go with each log line.
-        self._enough = self._min_free + min(self._min_free // 8, FULL_BELOW)
+        self.follow(min_free)
         self._hold = hold
         self._release = release
         self._looked = asyncio.Lock()
@@ -67,6 +65,12 @@ class SpaceGuard:
     def reserve(self) -> Path:
         """The file that keeps some room."""
         return self._folder / RESERVE
+
+    def follow(self, min_free: int) -> None:
+        """Go by another `min_free` from the next look on."""
+        self._min_free = max(min_free, FULL_BELOW)
+        # Ends a little above where it begins, so that it does not come and go with each log line.
+        self._enough = self._min_free + min(self._min_free // 8, FULL_BELOW)
 
     async def look(self) -> bool:
         """Look at the disk now, hold or release the agents, see to the reserve; tells whether there is room.

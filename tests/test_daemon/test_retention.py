@@ -141,7 +141,7 @@ async def test_nothing_is_written_when_nothing_is_old(tmp_path: Path) -> None:
 
 
 # A history: what happens to proposals of few fingerprints, each of one of two evidences, in this order.
-ENDS = sorted(CLOSED - {_S.SUPERSEDED}) + [_S.PENDING]
+ENDS = [*sorted(CLOSED - {_S.SUPERSEDED}), _S.PENDING]
 HISTORY = st.lists(
     st.tuples(st.sampled_from(["one", "two"]), st.sampled_from(["a", "b"]), st.sampled_from(ENDS)),
     max_size=12,
