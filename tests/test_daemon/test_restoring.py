@@ -232,7 +232,7 @@ def opened():
         query = "SELECT title FROM proposals ORDER BY id"
         print([title for (title,) in connection.execute(query)], flush=True)
         assert connection.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
-    assert not [path for path in folder.iterdir() if path.name.endswith((".new", ".new-journal"))]
+    assert not list(folder.glob("askfirst.sqlite3*.new*"))
     os._exit(0)
 
 def reopening():
