@@ -25,7 +25,7 @@ from daemon.store.engine import Database
 from daemon.store.tables import model_calls, proposal_events, proposals, runs
 
 AT_ONCE = 200
-"""Rows of one transaction."""
+"""Rows of one transaction, or runs whose model calls go."""
 
 PAUSE_S = 0.05
 """Between two transactions, so that a run or a decision never waits for long."""
@@ -35,7 +35,7 @@ _FORGETTABLE = tuple(sorted(CLOSED - set(_TURNED_DOWN)))
 _OPEN = tuple(status for status in ProposalStatus if status.is_open)
 
 
-_Drop = Callable[[AsyncConnection, Sequence[Any]], Awaitable[None]]
+_Drop = Callable[[AsyncConnection, Sequence[Any]], Awaitable[int]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,28 +87,26 @@ class Retention:
         old_run = _before(now, ages.runs)
         return Forgotten(
             proposals=await self._all_of(_old_proposals(_before(now, ages.proposals)), _drop_proposals),
-            calls=await self._all_of(_old_calls(_before(now, ages.calls)), _drop_calls),
+            calls=await self._all_of(
+                _runs_with_old_calls(_before(now, ages.calls)), _drop_calls_of, AT_ONCE // 4
+            ),
             runs=await self._all_of(_old_runs(old_run), _drop_runs),
             due_times=await self._forget_due_times(old_run),
         )
 
     async def _all_of(self, query: Select[Any], drop: _Drop) -> int:
-        """Look for rows without holding up any writer, delete them by `drop`, until there are none."""
-        gone = 0
+        """Look for keys without holding up any writer, drop their rows, and go on behind the last one."""
+        key = query.selected_columns[0]
+        ordered, gone = query.order_by(key).limit(AT_ONCE), 0
+        keys: Sequence[Any] = ()
         while True:
+            behind = ordered.where(key > keys[-1]) if keys else ordered
             async with self._database.read() as connection:
-                keys = (await connection.scalars(query.limit(AT_ONCE))).all()
+                keys = (await connection.scalars(behind)).all()
             if not keys:
                 return gone
             async with self._database.write() as connection:
-                # Asked again: somebody may have undone or opened something since.
-                chosen = query.where(query.selected_columns[0].in_(keys))
-                still = (await connection.scalars(chosen)).all()
-                if still:
-                    await drop(connection, still)
-            gone += len(still)
-            if not still:
-                return gone
+                gone += await drop(connection, keys)
             await asyncio.sleep(PAUSE_S)
 
     async def _forget_due_times(self, before: datetime) -> int:
@@ -123,17 +121,20 @@ class Retention:
         return gone
 
 
-async def _drop_proposals(connection: AsyncConnection, keys: Sequence[Any]) -> None:
-    await connection.execute(delete(proposal_events).where(proposal_events.c.proposal_id.in_(keys)))
-    await connection.execute(delete(proposals).where(proposals.c.id.in_(keys)))
+async def _drop_proposals(connection: AsyncConnection, keys: Sequence[Any]) -> int:
+    # Looked at again: somebody may be undoing one by now.
+    still = select(proposals.c.id).where(proposals.c.id.in_(keys), proposals.c.status.in_(_FORGETTABLE))
+    numbers = (await connection.scalars(still)).all()
+    await connection.execute(delete(proposal_events).where(proposal_events.c.proposal_id.in_(numbers)))
+    return (await connection.execute(delete(proposals).where(proposals.c.id.in_(numbers)))).rowcount
 
 
-async def _drop_calls(connection: AsyncConnection, keys: Sequence[Any]) -> None:
-    await connection.execute(delete(model_calls).where(model_calls.c.id.in_(keys)))
+async def _drop_calls(connection: AsyncConnection, keys: Sequence[Any]) -> int:
+    return (await connection.execute(delete(model_calls).where(model_calls.c.run_id.in_(keys)))).rowcount
 
 
-async def _drop_runs(connection: AsyncConnection, keys: Sequence[Any]) -> None:
-    await connection.execute(delete(runs).where(runs.c.id.in_(keys)))
+async def _drop_runs(connection: AsyncConnection, keys: Sequence[Any]) -> int:
+    return (await connection.execute(delete(runs).where(runs.c.id.in_(keys)))).rowcount
 
 
 def _before(now: datetime, age: timedelta) -> datetime:
@@ -152,18 +153,17 @@ def _old_proposals(before: datetime) -> Select[Any]:
         or_(later.c.updated_at > c.updated_at, and_(later.c.updated_at == c.updated_at, later.c.id > c.id)),
     )
     old = and_(c.status.in_(_FORGETTABLE), c.updated_at < before)
-    return select(c.id).where(old, or_(~turned_down, closed_later)).order_by(c.id)
+    return select(c.id).where(old, or_(~turned_down, closed_later))
 
 
 def _alike(other: Any) -> ColumnElement[bool]:
     return and_(other.c.agent == proposals.c.agent, other.c.fingerprint == proposals.c.fingerprint)
 
 
-def _old_calls(before: datetime) -> Select[Any]:
-    # By way of the runs, which are small and in order: the calls' own pages are not read for the search.
+def _runs_with_old_calls(before: datetime) -> Select[Any]:
+    # The runs are small and in order: the calls' own pages are not read for the search.
     waits = exists().where(proposals.c.run_id == runs.c.id, proposals.c.status.in_(_OPEN))
-    query = select(model_calls.c.id).join(runs, model_calls.c.run_id == runs.c.id)
-    return query.where(runs.c.finished_at < before, ~waits)
+    return select(runs.c.id).where(runs.c.finished_at < before, _refers(model_calls), ~waits)
 
 
 def _old_runs(before: datetime) -> Select[Any]:

@@ -196,7 +196,7 @@ def _stays(status: ProposalStatus) -> bool:
 
 
 @given(history=HISTORY, days=st.sampled_from([0, 0, 0, 4, 15]))
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_after_any_history_the_same_is_suppressed_as_before(
     tmp_path_factory: pytest.TempPathFactory, history: list[tuple[str, str, ProposalStatus]], days: int
 ) -> None:
