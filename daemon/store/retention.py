@@ -87,9 +87,7 @@ class Retention:
         old_run = _before(now, ages.runs)
         return Forgotten(
             proposals=await self._all_of(_old_proposals(_before(now, ages.proposals)), _drop_proposals),
-            calls=await self._all_of(
-                _runs_with_old_calls(_before(now, ages.calls)), _drop_calls_of, AT_ONCE // 4
-            ),
+            calls=await self._all_of(_runs_with_old_calls(_before(now, ages.calls)), _drop_calls),
             runs=await self._all_of(_old_runs(old_run), _drop_runs),
             due_times=await self._forget_due_times(old_run),
         )
