@@ -17,18 +17,20 @@ from daemon.control.report import report
 from daemon.control.server import ControlServer
 from daemon.crew import CANCEL_LIMIT_S
 from daemon.deadman import DeadMan
-from daemon.errors import DaemonError, ExitCode, SettingsError
+from daemon.errors import DaemonError, ExitCode, SettingsError, StoreFull
 from daemon.events import AgentState, EventBus, RunOutcome
-from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
+from daemon.lifecycle import Lifecycle, StatusLine, Watchdog, notify
 from daemon.observability.health import Health, Ping
 from daemon.observability.logging import EventLog, configure_logging, dropped_lines, set_level
 from daemon.observability.metrics import Metrics
 from daemon.observability.stalls import StallWatch
 from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
 from daemon.standing import DaemonControls
+from daemon.store.space import LOW_LOOK_EVERY_S, SpaceGuard
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent
+    from daemon.housekeeping import Housekeeping
     from daemon.runtime import Runtime
     from daemon.settings import Settings
     from daemon.web.ops import Operations
@@ -58,6 +60,7 @@ class Daemon:
     Attributes:
         lifecycle: how to ask it to stop, as a signal does.
         ready: set when everything is open and agents are scheduled.
+        housekeeping: makes backups, and forgets what is old; None before everything is open.
         url: where the web endpoints are, None before they are open or without them.
     """
 
@@ -84,6 +87,12 @@ class Daemon:
         )
         self._scheduler.events.subscribe(self._metrics.observe_event)
         self._scheduler.events.subscribe(EventLog().note)
+        self._space = SpaceGuard(
+            settings.daemon.data_dir,
+            settings.daemon.min_free_bytes,
+            hold=self._scheduler.hold_all,
+            release=self._scheduler.release_all,
+        )
         self._web: WebServer | None = None
         self._operations: Operations | None = None
         self._control: ControlServer | None = None
@@ -91,6 +100,7 @@ class Daemon:
         self._status = StatusLine(self._status_text)
         self._scheduler.events.subscribe(self._status.changed)
         self._watchdog = Watchdog(self._silent_for, TICK_LIMIT_S)
+        self.housekeeping: Housekeeping | None = None
 
     async def run_until_stopped(self) -> ExitCode:
         """Run until a signal says to stop, then close everything in good order.
@@ -161,16 +171,17 @@ class Daemon:
         # Closed after the agents, so that who waits for a decision or a run still gets the answer.
         self.lifecycle.add_stage(stack, "commands", CLOSE_LIMIT_S, self._close_control)
         self.lifecycle.add_stage(stack, "agents", limit, self._scheduler.stop)
-        await self._scheduler.start()
+        await self._start_agents(web, stack)
         runtime = self._scheduler.runtime
         if runtime is None:  # stopped while it was starting
             return
+        await self._keep_house(runtime, stack)
         self._teach_metrics(runtime)
         health = Health(self._pings(runtime))
         stack.push_async_callback(health.aclose)
         self._start_dead_man(runtime, health, stack)
         if web is not None:
-            await self._serve(web, health, stack)
+            await self._show_health(web, health, stack)
         await self._take_commands(health, own)
         stack.callback(self._say_stopping)
         await self._remember_successes(runtime)
@@ -201,6 +212,46 @@ class Daemon:
         self._scheduler.events.subscribe(watch.note)
         watch.start()
         stack.push_async_callback(watch.aclose)
+
+    async def _start_agents(self, web: WebServer | None, stack: AsyncExitStack) -> None:
+        """Open everything; on a full disk serve the endpoints, say so, and wait for room: no crash loop."""
+        await self._space.look()  # gives up the reserve if need be
+        try:
+            await self._scheduler.start()
+        except StoreFull as error:
+            await self._wait_for_room(error, web, stack)
+
+    async def _wait_for_room(self, error: StoreFull, web: WebServer | None, stack: AsyncExitStack) -> None:
+        async def storage() -> str:
+            raise error
+
+        if web is not None:
+            await self._show_health(web, Health([Ping("storage", storage)]), stack)
+        _log.warning("waiting for room on the disk: %s", error)
+        notify(f"READY=1\nSTATUS=waiting for room on the disk: {error}")
+        while True:
+            await asyncio.sleep(LOW_LOOK_EVERY_S)
+            notify("WATCHDOG=1")  # the scheduler, which does it later, has not begun
+            await self._space.look()
+            with suppress(StoreFull):
+                await self._scheduler.start()
+                _log.info("there is room on the disk again: going on with the start")
+                return
+
+    async def _keep_house(self, runtime: Runtime, stack: AsyncExitStack) -> None:
+        """Look after the room on the disk, backups, and what is old, until the end."""
+        from daemon.housekeeping import JOBS, Housekeeping  # noqa: PLC0415 - loads SQLAlchemy
+
+        runtime.db.on_full = self._space.give_way
+        await self._space.look()
+        self.housekeeping = house = Housekeeping(runtime.db, self.settings)
+        self._metrics.read_state_from(
+            lambda: bool(self._space.trouble), {job: partial(house.failing, job) for job in JOBS}
+        )
+        for name, work in (("space", self._space.run()), ("housekeeping", house.run())):
+            task = asyncio.create_task(work, name=name)
+            stack.push_async_callback(_ended, task)
+        stack.push_async_callback(house.aclose)
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
@@ -249,6 +300,12 @@ class Daemon:
     def _ping_addresses(runtime: Runtime) -> dict[str, str]:
         tables = {name: runtime.settings.agents.get(name, {}) for name in runtime.agent_names}
         return {name: str(table["ping_url"]) for name, table in tables.items() if table.get("ping_url")}
+
+    async def _show_health(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
+        if self._operations is None:
+            await self._serve(web, health, stack)
+        else:  # it was served while the start waited for room
+            self._operations.health = health
 
     async def _serve(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
         from daemon.triggers.tokens import HookTokens  # noqa: PLC0415 - as above
@@ -328,6 +385,7 @@ class Daemon:
         return [
             Ping("database", database),
             Ping("scheduler", scheduler),
+            Ping("storage", self._space.ping),
             Ping("model", model, required=False),
         ]
 
@@ -378,13 +436,20 @@ class Daemon:
         waiting: set[asyncio.Task[Any]] = {stop}
         if self._web is not None:
             waiting.add(asyncio.create_task(self._web.ended()))
+        disk = None
+        if self._scheduler.runtime is not None:
+            disk = asyncio.create_task(self._scheduler.runtime.db.given_up.wait())
+            waiting.add(disk)
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        broken = not stop.done()
+        broken, failed = not stop.done(), disk is not None and disk.done()
         for task in waiting:
             task.cancel()
         results = await asyncio.gather(*waiting, return_exceptions=True)
         if not broken:
             return ExitCode.OK
+        if failed:
+            _log.error("ending: the disk fails again and again; a new start looks through the database")
+            return ExitCode.FAILED
         errors = [result for result in results if isinstance(result, Exception)]
         _log.error("the web endpoints ended by themselves", exc_info=errors[0] if errors else None)
         return ExitCode.FAILED
@@ -392,6 +457,11 @@ class Daemon:
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def program_version() -> str:
