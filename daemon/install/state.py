@@ -158,7 +158,7 @@ def health_at(address: str) -> Health:
         connection.request("GET", "/readyz")
         answer: Any = json.loads(connection.getresponse().read(65536))
         found = answer.get("checks", {}) if isinstance(answer, dict) else {}
-        told = tuple((str(name), _told(value)) for name, value in _items(found))
+        told = tuple((str(name), _told(value)) for name, value in found.items())
         ready = isinstance(answer, dict) and answer.get("status") == "ready"
         return Health(reached=True, ready=ready, parts=told, address=address)
     except (OSError, ValueError, http.client.HTTPException):
@@ -167,18 +167,14 @@ def health_at(address: str) -> Health:
         connection.close()
 
 
-def _items(found: Any) -> list[tuple[Any, Any]]:
-    if isinstance(found, dict):
-        return list(found.items())
-    return [(entry.get("name", ""), entry) for entry in found] if isinstance(found, list) else []
+_WORDS = {True: "works", False: "does not work", None: "not known yet"}
 
 
 def _told(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
-    state = value.get("status") or ("works" if value.get("ok") else "does not work")
-    words = value.get("message") or value.get("detail") or value.get("error") or ""
-    return f"{state}: {words}" if words else str(state)
+    word = _WORDS.get(value.get("ok"), "not known yet")
+    return f"{word}: {value['detail']}" if value.get("detail") else word
 
 
 def address_in(status: str) -> str | None:

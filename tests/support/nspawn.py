@@ -1,8 +1,8 @@
 """A small Debian of our own with a real systemd as its first process, in a container of systemd-nspawn.
 
-Needs root, systemd-nspawn and mmdebstrap (Debian packages systemd-container and mmdebstrap). The system is made
-once, from the mirror that this machine's own apt uses, and kept in `.tools/`. It runs the interpreter and the
-packages of this test run and the code of this checkout, all mounted read-only, as an environment in /opt/askfirst.
+Needs root, systemd-nspawn and mmdebstrap (Debian packages systemd-container and mmdebstrap). The system is
+made once, from the mirror that this machine's own apt uses, and kept in `.tools/`. It runs the interpreter
+and the packages of this test run and the code of this checkout, all mounted read-only, in /opt/askfirst.
 """
 
 from __future__ import annotations
@@ -89,7 +89,9 @@ def _make(target: Path) -> None:
     shutil.rmtree(draft, ignore_errors=True)
     lines = [f"deb {site} {release} {component}" for site, release, component in _sources()]
     dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True).stdout
-    proxies = [line for line in dump.splitlines() if line.lower().startswith(("acquire::http", "acquire::https"))]
+    proxies = [
+        line for line in dump.splitlines() if line.lower().startswith(("acquire::http", "acquire::https"))
+    ]
     unwanted = [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")]
     subprocess.run(
         [
@@ -114,7 +116,9 @@ class Container:
 
     leader: int
 
-    def run(self, *words: str, check: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str, check: bool = True, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command in there, as root."""
         done = subprocess.run(
             [*("nsenter", "--target", str(self.leader), "--all", "--"), *self._clean(), *words],
@@ -177,6 +181,7 @@ def booted(folder: Path) -> Iterator[Container]:
         (container,) = _inside(process, folder / "console")
         container.write("/etc/ld.so.conf.d/python.conf", f"{INTERPRETER}/lib\n")
         container.run("ldconfig")
+        container.write("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
         yield container
         container.run("systemctl", "poweroff", check=False)
         process.wait(30)
@@ -195,7 +200,9 @@ def _inside(process: subprocess.Popen[bytes], console: Path) -> list[Container]:
 
 
 def _is_up(container: Container) -> bool:
-    return container.run("systemctl", "is-active", "multi-user.target", check=False).stdout.strip() == "active"
+    return (
+        container.run("systemctl", "is-active", "multi-user.target", check=False).stdout.strip() == "active"
+    )
 
 
 def _environment(folder: Path) -> Sequence[str]:
@@ -212,7 +219,9 @@ def _environment(folder: Path) -> Sequence[str]:
     (environment / "pyvenv.cfg").write_text(f"home = {home}/bin\ninclude-system-site-packages = false\n")
     (packages / "askfirst.pth").write_text(f"{ENVIRONMENT}/src\n{ENVIRONMENT}/deps\n")
     script = environment / "bin" / "askfirst"
-    script.write_text(f"#!{ENVIRONMENT}/bin/python3\nimport sys\nfrom daemon.__main__ import main\nsys.exit(main())\n")
+    script.write_text(
+        f"#!{ENVIRONMENT}/bin/python3\nimport sys\nfrom daemon.__main__ import main\nsys.exit(main())\n"
+    )
     script.chmod(0o755)
     for path in (folder, environment):
         path.chmod(0o755)
