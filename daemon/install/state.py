@@ -6,7 +6,6 @@ import http.client
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -181,11 +180,3 @@ def address_in(status: str) -> str | None:
     """The address of the web endpoints in the line that the program keeps for systemd."""
     found = re.search(r"http://\S+", status)
     return found.group(0) if found else None
-
-
-def last_lines(file: Path, count: int) -> list[str]:
-    """The last lines of a log file, without reading all of it."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        stream.seek(max(0, size - 64 * 1024))
-        return stream.read().decode(errors="replace").splitlines()[-count:]
