@@ -9,6 +9,7 @@ transaction holds the run, its model calls, what it withdraws and its new propos
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -273,10 +274,13 @@ def _later(now: datetime, by: timedelta) -> datetime:
 
 
 def _read_crashes(mark: int) -> int:
-    digit = os.pread(mark, 1, 0)
-    return int(digit) if digit.isdigit() else 0
+    with contextlib.suppress(OSError):  # a failing disk; the run will be told by the database
+        digit = os.pread(mark, 1, 0)
+        return int(digit) if digit.isdigit() else 0
+    return 0
 
 
 def _write_crashes(mark: int, number: int) -> None:
     # One byte in place and not flushed: it need not survive a power cut, and costs the disk next to nothing.
-    os.pwrite(mark, b"%d" % min(number, 9), 0)
+    with contextlib.suppress(OSError):  # a full disk: the run goes on, and the database says what is wrong
+        os.pwrite(mark, b"%d" % min(number, 9), 0)
