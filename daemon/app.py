@@ -10,11 +10,12 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from daemon.crew import CANCEL_LIMIT_S
+from daemon.deadman import DeadMan
 from daemon.errors import DaemonError, ExitCode
 from daemon.events import EventBus, RunOutcome
 from daemon.lifecycle import Lifecycle, notify
 from daemon.observability.health import Health, Ping
-from daemon.observability.logging import configure_logging, dropped_lines, log_event
+from daemon.observability.logging import EventLog, configure_logging, dropped_lines
 from daemon.observability.metrics import Metrics
 from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from agents.base import BaseAgent
     from daemon.runtime import Runtime
     from daemon.settings import Settings
+    from daemon.web.ops import Operations
     from daemon.web.server import WebServer
     from llm import LLMConfig
 
@@ -73,8 +75,9 @@ class Daemon:
             llm_observers=[self._metrics.observe_call],
         )
         self._scheduler.events.subscribe(self._metrics.observe_event)
-        self._scheduler.events.subscribe(log_event)
+        self._scheduler.events.subscribe(EventLog().note)
         self._web: WebServer | None = None
+        self._operations: Operations | None = None
 
     async def run_until_stopped(self) -> ExitCode:
         """Run until a signal says to stop, then close everything in good order.
@@ -114,8 +117,11 @@ class Daemon:
         if runtime is None:  # stopped while it was starting
             return
         self._teach_metrics(runtime)
+        health = Health(self._pings(runtime))
+        stack.push_async_callback(health.aclose)
+        self._start_dead_man(runtime, health, stack)
         if web is not None:
-            await self._serve(web, runtime, stack)
+            await self._serve(web, health, stack)
         stack.callback(self._say_stopping)
         await self._remember_successes(runtime)
 
@@ -146,15 +152,35 @@ class Daemon:
         stack.callback(web.release)
         return web
 
-    async def _serve(self, web: WebServer, runtime: Runtime, stack: AsyncExitStack) -> None:
+    def _start_dead_man(self, runtime: Runtime, health: Health, stack: AsyncExitStack) -> None:
+        """Tell whoever shall be told that all is well, if there is anybody."""
+        daemon = self.settings.daemon
+        program = None if daemon.ping_url is None else daemon.ping_url.get_secret_value()
+        agents = self._ping_addresses(runtime)
+        if program is None and not agents:
+            return
+
+        async def healthy() -> bool:
+            return (await health.check())[0]
+
+        dead_man = DeadMan(program, daemon.ping_every.total_seconds(), healthy, agents)
+        self._scheduler.events.subscribe(dead_man.note)
+        dead_man.start()
+        stack.push_async_callback(dead_man.aclose)
+
+    @staticmethod
+    def _ping_addresses(runtime: Runtime) -> dict[str, str]:
+        tables = {name: runtime.settings.agents.get(name, {}) for name in runtime.agent_names}
+        return {name: str(table["ping_url"]) for name, table in tables.items() if table.get("ping_url")}
+
+    async def _serve(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
         from daemon.web.app import build_app  # noqa: PLC0415 - as above
         from daemon.web.ops import Operations  # noqa: PLC0415 - as above
 
         version = await asyncio.to_thread(program_version)
         self._metrics.set_version(version)
-        health = Health(self._pings(runtime))
-        stack.push_async_callback(health.aclose)
         operations = Operations(metrics=self._metrics, health=health, version=version)
+        self._operations = operations
         own = () if web.address[0] in _WILDCARDS else (self.settings.web.host,)
         await web.start(build_app(operations, allowed_hosts=(*own, *self.settings.web.allowed_hosts)))
         stack.push_async_callback(self.lifecycle.stage, "web", CLOSE_LIMIT_S, web.aclose)
@@ -225,6 +251,8 @@ class Daemon:
         """The first stage: no new run from here on."""
         _log.info("stopping", extra={"reason": self.lifecycle.reason})
         notify("STOPPING=1")
+        if self._operations is not None:
+            self._operations.stopping = True
         self._scheduler.hold()
 
     async def _wait(self) -> ExitCode:

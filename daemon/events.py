@@ -156,6 +156,21 @@ class AgentStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunBegun:
+    """An agent is about to look and think; how it ends is told by `RunFinished`.
+
+    Attributes:
+        agent: the agent.
+        run_id: the run.
+        trigger: why it runs.
+    """
+
+    agent: str
+    run_id: str
+    trigger: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunFinished:
     """A run ended and was recorded.
 
@@ -191,7 +206,7 @@ class AgentStateChanged:
     before: AgentState
 
 
-Event = RunFinished | ProposalChanged | DueTimesSettled | AgentStateChanged
+Event = RunBegun | RunFinished | ProposalChanged | DueTimesSettled | AgentStateChanged
 Subscriber = Callable[[Event], None]
 
 _log = logging.getLogger(__name__)

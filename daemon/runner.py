@@ -24,7 +24,7 @@ from agents.durations import format_duration
 from agents.errors import AgentError, InvalidProposal
 from agents.proposal import Approvers, Proposal
 from daemon.decisions import WITHDRAWABLE
-from daemon.events import Event, EventBus, ProposalChanged, RunFinished, RunOutcome, RunResult
+from daemon.events import Event, EventBus, ProposalChanged, RunBegun, RunFinished, RunOutcome, RunResult
 from daemon.execution import agent_lock, explain
 from daemon.intake import fit_call, fit_proposal, fit_returned
 from daemon.maker import AgentMaker
@@ -100,6 +100,7 @@ class Runner:
             try:
                 config = await self._maker.config(agent_name)
                 async with self._alone(run, config):
+                    self._events.publish(RunBegun(agent=run.agent, run_id=run.run_id, trigger=run.trigger))
                     await self._work(run, config)
                     return await finished(self._record(run, config))
             except (AgentError, LockBusy) as error:

@@ -78,11 +78,11 @@ def _run_agents(
     call: Invocation, settings: Settings, screen: Screen, names: Sequence[str]
 ) -> tuple[Selection | None, list[RunResult]]:
     import daemon.store.runs  # noqa: F401, PLC0415 - loads SQLAlchemy, before the event loop starts
-    from daemon.observability.logging import log_event  # noqa: PLC0415 - loads structlog
+    from daemon.observability.logging import EventLog  # noqa: PLC0415 - loads structlog
     from daemon.scheduler import AgentScheduler  # noqa: PLC0415 - loads the scheduler
 
     scheduler = AgentScheduler(settings=settings, agents=names or None)
-    scheduler.events.subscribe(log_event)
+    scheduler.events.subscribe(EventLog().note)
 
     async def work() -> list[RunResult]:
         runs = asyncio.ensure_future(scheduler.run_once())

@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import sys
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, TextIO
@@ -18,7 +20,14 @@ import structlog
 from structlog.dev import ConsoleRenderer, plain_traceback
 from structlog.typing import EventDict, Processor
 
-from daemon.events import Event, ProposalChanged, RunFinished, RunOutcome, RunResult
+from daemon.events import (
+    AgentStateChanged,
+    Event,
+    ProposalChanged,
+    RunFinished,
+    RunOutcome,
+    RunResult,
+)
 from daemon.observability.redact import MAX_TEXT, Cleaner, escaped, secrets_of
 from daemon.observability.sink import LineSink
 
@@ -31,18 +40,46 @@ FLUSH_LIMIT_S = 1.0
 _TRACEBACK = 8 * MAX_TEXT
 
 
-class LogHandler(logging.Handler):
-    """Formats each record at once and hands the line to the sink."""
+REPEAT_S = 300.0
+"""The same warning is told again after this long at the earliest, with how often it came meanwhile."""
 
-    def __init__(self, formatter: logging.Formatter, sink: LineSink) -> None:
+_MOST_REMEMBERED = 200
+
+# syslog's levels, which journald reads from the beginning of a line (sd-daemon(3)).
+_PRIORITIES = (
+    (logging.CRITICAL, "<2>"),
+    (logging.ERROR, "<3>"),
+    (logging.WARNING, "<4>"),
+    (logging.INFO, "<6>"),
+)
+
+
+class LogHandler(logging.Handler):
+    """Formats each record at once and hands the line to the sink; a warning that repeats is told once.
+
+    Args:
+        formatter: makes the line.
+        sink: takes it.
+        journal: begin each line with its priority, for journald.
+    """
+
+    def __init__(self, formatter: logging.Formatter, sink: LineSink, *, journal: bool = False) -> None:
         super().__init__()
         self.setFormatter(formatter)
         self.sink = sink
+        self._journal = journal
+        self._repeats = _Repeats()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Make one line of `record`; a record that cannot be formatted is told as such, never raised."""
         try:
-            self.sink.put(self.format(record) + "\n")
+            if not self._repeats.tells(record):
+                return
+            text = self.format(record)
+            if self._journal:
+                priority = next((mark for level, mark in _PRIORITIES if record.levelno >= level), "<7>")
+                text = "\n".join(f"{priority}{line}" for line in text.split("\n"))
+            self.sink.put(text + "\n")
         except Exception:  # noqa: BLE001 - logging must not fail its caller, nor print to a stalled stderr
             self._tell_unformatted(record)
 
@@ -59,6 +96,40 @@ class LogHandler(logging.Handler):
         """Write what waits, within a limit."""
         self.sink.close(FLUSH_LIMIT_S)
         super().close()
+
+
+class _Repeats:
+    """Knows which warnings were told lately, so that one fault does not fill the log."""
+
+    def __init__(self) -> None:
+        self._told: OrderedDict[tuple[Any, ...], tuple[float, int]] = OrderedDict()
+
+    def tells(self, record: logging.LogRecord) -> bool:
+        """Whether to tell it; one that came often meanwhile gets `repeated`, the number of times."""
+        if record.levelno < logging.WARNING:
+            return True
+        known = (record.name, record.levelno, *_marks(record))
+        now = time.monotonic()
+        told_at, since = self._told.get(known, (-REPEAT_S, 0))
+        if now - told_at < REPEAT_S:
+            self._told[known] = (told_at, since + 1)
+            return False
+        if since:
+            record.repeated = since
+        self._told[known] = (now, 0)
+        self._told.move_to_end(known)
+        while len(self._told) > _MOST_REMEMBERED:
+            self._told.popitem(last=False)
+        return True
+
+
+def _marks(record: logging.LogRecord) -> tuple[Any, ...]:
+    """What makes two records of one place differ: what they say, of whom, and what was raised."""
+    if isinstance(record.msg, dict):  # structlog's
+        return tuple((name, str(value)) for name, value in record.msg.items() if name != "timestamp")
+    whose = (str(getattr(record, name, "")) for name in ("agent", "run_id", "proposal"))
+    raised = record.exc_info[0] if isinstance(record.exc_info, tuple) else None
+    return (record.getMessage(), raised, *whose)
 
 
 def configure_logging(
@@ -90,8 +161,18 @@ def configure_logging(
     cleaner = Cleaner((*secrets, *secrets_of()))
     people = format == "console" or (format == "auto" and target.isatty())
     formatter = _formatter(cleaner, _console(target) if people else _json)
-    handler = LogHandler(formatter, LineSink(target, notice=lambda n: _lost_notice(formatter, n)))
+    sink = LineSink(target, notice=lambda n: _lost_notice(formatter, n))
+    handler = LogHandler(formatter, sink, journal=_is_journal(target))
     return _install(handler, levels[level.upper()])
+
+
+def _is_journal(stream: TextIO) -> bool:
+    """Whether what is written there goes straight to journald: systemd says so in the environment."""
+    try:
+        state = os.fstat(stream.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return os.environ.get("JOURNAL_STREAM", "") == f"{state.st_dev}:{state.st_ino}"
 
 
 def dropped_lines() -> int:
@@ -214,17 +295,54 @@ def _lost_notice(formatter: logging.Formatter, count: int) -> str:
     return formatter.format(record) + "\n"
 
 
-def log_event(event: Event) -> None:
-    """One rich line per run and per decision: a subscriber of the event bus. New proposals at DEBUG."""
-    match event:
-        case RunFinished(result=result):
-            _log_run(result)
-        case ProposalChanged():
-            _log_change(event)
+class EventLog:
+    """One rich line per run and per decision. New proposals at DEBUG.
+
+    An agent's first failure is a warning; the same one again is told as information, with how often it came,
+    and so is the run that succeeds after it.
+    """
+
+    def __init__(self) -> None:
+        self._failures: dict[str, tuple[tuple[RunOutcome, str | None], int]] = {}
+
+    def note(self, event: Event) -> None:
+        """Write what happened: a subscriber of the event bus."""
+        match event:
+            case RunFinished(result=result):
+                self._run(result)
+            case ProposalChanged():
+                _log_change(event)
+            case AgentStateChanged():
+                _log_state(event)
+            case _:
+                pass
+
+    def _run(self, result: RunResult) -> None:
+        if result.outcome is RunOutcome.CANCELLED:
+            _log_run(result, logging.INFO)
+            return
+        before, count = self._failures.pop(result.agent, (None, 0))
+        if result.outcome is RunOutcome.SUCCEEDED:
+            _log_run(result, logging.INFO, failures_before=count or None)
+            return
+        failure = (result.outcome, result.error)
+        self._failures[result.agent] = (failure, count + 1)
+        _log_run(result, logging.INFO if failure == before else logging.WARNING, failures=count + 1)
 
 
-def _log_run(result: RunResult) -> None:
-    fine = result.outcome in (RunOutcome.SUCCEEDED, RunOutcome.CANCELLED)
+def _log_state(event: AgentStateChanged) -> None:
+    status = event.status
+    values = {
+        "agent": status.agent,
+        "state": status.state.value,
+        "before": event.before.value,
+        "by": status.by or None,
+        "reason": status.reason or None,
+    }
+    _log(logging.INFO, "agent changed", values)
+
+
+def _log_run(result: RunResult, level: int, **more: Any) -> None:
     values = {
         "agent": result.agent,
         "run_id": result.run_id,
@@ -244,8 +362,11 @@ def _log_run(result: RunResult) -> None:
         "model": result.model,
         "error": result.error,
         "notes": list(result.notes) or None,
+        "due": result.due.isoformat() if result.due else None,
+        "attempt": result.attempt if result.attempt > 1 else None,
+        **more,
     }
-    _log(logging.INFO if fine else logging.WARNING, "run finished", values)
+    _log(level, "run finished", values)
 
 
 def _log_change(event: ProposalChanged) -> None:

@@ -19,14 +19,16 @@ class Operations:
 
     Attributes:
         metrics: for /metrics.
-        health: for /readyz.
+        health: for /healthz and /readyz.
         version: the program's version.
+        stopping: whether the program is about to end.
         started: when the program began, seconds of `time.monotonic`.
     """
 
     metrics: Metrics
     health: Health
     version: str = ""
+    stopping: bool = False
     started: float = field(default_factory=time.monotonic)
 
     def routes(self) -> list[Route]:
@@ -43,8 +45,8 @@ class Operations:
         return PlainTextResponse(
             f"Askfirst {self.version}\n\n"
             "/metrics   metrics for Prometheus\n"
-            "/healthz   whether the process lives\n"
-            "/readyz    whether everything it needs works\n\n"
+            "/healthz   whether everything it needs works\n"
+            "/readyz    the same part by part\n\n"
             "Decide about proposals with: askfirst proposals list\n"
         )
 
@@ -54,15 +56,22 @@ class Operations:
         return Response(body, headers={"Content-Type": content_type})
 
     async def healthz(self, _request: Request) -> Response:
-        """200 as long as the event loop answers."""
-        uptime = round(time.monotonic() - self.started, 1)
-        return JSONResponse({"status": "ok", "version": self.version, "uptime_seconds": uptime})
+        """200 when everything required works, else 503: the sum of the parts in one word, for a monitor."""
+        fine, answers = await self.health.check()
+        body = {
+            "status": "ok" if fine else "failing",
+            "failing": [answer.name for answer in answers if answer.required and not answer.ok],
+            "version": self.version,
+            "uptime_seconds": round(time.monotonic() - self.started, 1),
+        }
+        return JSONResponse(body, status_code=200 if fine else 503)
 
     async def readyz(self, _request: Request) -> Response:
-        """200 when everything required works, else 503; says what each part answered."""
-        ready, answers = await self.health.check()
+        """As /healthz, and 503 while the program starts or stops; says what each part answered."""
+        fine, answers = await self.health.check()
+        ready = fine and not self.stopping
         body = {
-            "status": "ready" if ready else "not ready",
+            "status": "ready" if ready else "stopping" if self.stopping else "not ready",
             "checks": {answer.name: answer.as_json() for answer in answers},
         }
         return JSONResponse(body, status_code=200 if ready else 503)

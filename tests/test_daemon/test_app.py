@@ -118,14 +118,15 @@ async def test_it_runs_agents_serves_its_endpoints_and_says_so(
     assert [line["reason"] for line in lines if line["event"] == "stopping"] == ["test"]
 
 
-async def test_readiness_tells_what_is_wrong_while_the_process_lives(settings: Settings) -> None:
+async def test_health_and_readiness_tell_what_is_wrong(settings: Settings) -> None:
     daemon = Daemon(settings, llm_config=MOCK, agents=[AskingAgent])
     async with running(daemon) as client:
         daemon._scheduler.hold()
         unready = await client.get("/readyz")
         assert unready.status_code == 503
         assert unready.json()["checks"]["scheduler"]["ok"] is False
-        assert (await client.get("/healthz")).status_code == 200
+        sick = await client.get("/healthz")
+        assert (sick.status_code, sick.json()["failing"]) == (503, ["scheduler"])
 
 
 async def test_a_model_that_does_not_answer_is_told_and_does_not_make_it_unready(settings: Settings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import io
+import itertools
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ import structlog
 
 from agents.proposal import Decision, Proposal, ProposalStatus
 from daemon.events import ProposalChanged, RunFinished, RunOutcome, RunResult
-from daemon.observability.logging import QUIET, configure_logging, dropped_lines, log_event
+from daemon.observability.logging import QUIET, EventLog, configure_logging, dropped_lines
 
 ROOT = Path(__file__).parents[2]
 BEGAN = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -274,10 +275,10 @@ def test_auto_means_console_at_a_terminal_and_json_elsewhere(tmp_path: Path) -> 
 
 
 def test_one_rich_line_per_run(json_lines: Lines) -> None:
-    log_event(
+    EventLog().note(
         RunFinished(result=a_result(calls=2, cached_calls=1, prompt_tokens=90, backend="ollama", model="m"))
     )
-    log_event(RunFinished(result=a_result(outcome=RunOutcome.FAILED, error="SourceError: needs.csv:3")))
+    EventLog().note(RunFinished(result=a_result(outcome=RunOutcome.FAILED, error="SourceError: needs.csv:3")))
     good, bad = json_lines()
     assert (good["level"], good["event"], good["outcome"]) == ("info", "run finished", "succeeded")
     assert (good["agent"], good["run_id"], good["seconds"]) == ("matchmaker", "r1", 1.25)
@@ -299,12 +300,12 @@ def test_one_rich_line_per_change_of_a_proposal(json_lines: Lines) -> None:
         fingerprint="f",
         run_id="r1",
     )
-    log_event(ProposalChanged(proposal=proposal, before=None))
+    EventLog().note(ProposalChanged(proposal=proposal, before=None))
     decided = proposal.with_changes(
         status=ProposalStatus.APPROVED,
         decisions=(Decision(action="approve", by="ana", via="cli", at=BEGAN),),
     )
-    log_event(ProposalChanged(proposal=decided, before=ProposalStatus.PENDING))
+    EventLog().note(ProposalChanged(proposal=decided, before=ProposalStatus.PENDING))
     made, approved = json_lines()
     # The run's own line counts the proposals that it made, so that each is told at DEBUG only.
     assert (made["level"], approved["level"]) == ("debug", "info")
@@ -431,3 +432,104 @@ def test_a_program_whose_standard_error_is_stuck_still_exits_with_its_own_code()
     os.close(reading)
     assert out == "done\n"
     assert program.returncode == 0
+
+
+NUMBERS = itertools.count()
+
+
+def run_result(outcome: RunOutcome, error: str | None = None, agent: str = "garden") -> RunFinished:
+    result = RunResult(
+        run_id=f"r{next(NUMBERS)}",
+        agent=agent,
+        trigger="schedule",
+        outcome=outcome,
+        started_at=BEGAN,
+        finished_at=BEGAN,
+        error=error,
+    )
+    return RunFinished(result=result)
+
+
+def test_a_failure_warns_once_and_every_run_has_its_line(json_lines: Lines) -> None:
+    log = EventLog()
+    failed, other = RunOutcome.FAILED, RunOutcome.TIMED_OUT
+    told = [
+        run_result(failed, "no file"),
+        run_result(failed, "no file"),
+        run_result(failed, "no file", agent="pantry"),
+        run_result(RunOutcome.CANCELLED),
+        run_result(failed, "no rights"),
+        run_result(other, "no rights"),
+        run_result(RunOutcome.SUCCEEDED),
+        run_result(RunOutcome.SUCCEEDED),
+        run_result(failed, "no file"),
+    ]
+    for event in told:
+        log.note(event)
+    lines = [line for line in json_lines() if line["event"] == "run finished"]
+    assert [line["level"] for line in lines] == [
+        "warning", "info", "warning", "info", "warning", "warning", "info", "info", "warning",
+    ]  # fmt: skip
+    assert [line.get("failures") for line in lines] == [1, 2, 1, None, 3, 4, None, None, 1]
+    assert [line.get("failures_before") for line in lines] == [None] * 6 + [4, None, None]
+
+
+def test_the_same_warning_again_is_told_later_with_how_often_it_came(
+    json_lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = logging.getLogger("daemon.test")
+    for number in range(5):
+        log.warning("the disk %s is slow", "sda")
+        log.warning("the disk %s is slow", "sdb")
+        log.info("round %d", number)
+    monkeypatch.setattr("daemon.observability.logging.REPEAT_S", 0.0)
+    log.warning("the disk %s is slow", "sda")
+    told = [(line["event"], line.get("repeated")) for line in json_lines() if line["level"] == "warning"]
+    assert told == [
+        ("the disk sda is slow", None),
+        ("the disk sdb is slow", None),
+        ("the disk sda is slow", 4),
+    ]
+
+
+def test_warnings_of_two_agents_are_two(json_lines: Lines) -> None:
+    for agent in ("garden", "pantry", "garden"):
+        logging.getLogger("daemon.test").warning("it is stuck", extra={"agent": agent})
+        structlog.get_logger("askfirst.agent").bind(agent=agent).warning("no data")
+    told = [(line["event"], line["agent"]) for line in json_lines()]
+    assert sorted(told) == [
+        ("it is stuck", "garden"), ("it is stuck", "pantry"), ("no data", "garden"), ("no data", "pantry"),
+    ]  # fmt: skip
+
+
+def test_lines_for_the_journal_begin_with_their_priority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "journal").open("w") as stream:
+        state = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{state.st_dev}:{state.st_ino}")
+        close = configure_logging("debug", "json", stream)
+        log = logging.getLogger("daemon.test")
+        for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
+            log.log(level, "told")
+        close()
+    lines = (tmp_path / "journal").read_text().splitlines()
+    assert [line[:3] for line in lines] == ["<7>", "<6>", "<4>", "<3>", "<2>"]
+    assert all(json.loads(line[3:])["event"] == "told" for line in lines)
+
+
+def test_each_line_of_a_traceback_on_a_console_that_goes_to_the_journal_has_a_priority(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "journal").open("w") as stream:
+        state = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{state.st_dev}:{state.st_ino}")
+        close = configure_logging("info", "console", stream)
+        try:
+            fail("broken")
+        except ValueError:
+            logging.getLogger("daemon.test").exception("it broke")
+        close()
+    lines = (tmp_path / "journal").read_text().splitlines()
+    assert len(lines) > 3
+    assert all(line.startswith("<3>") for line in lines)

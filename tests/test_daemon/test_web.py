@@ -40,11 +40,14 @@ def part() -> Part:
 
 
 @pytest.fixture
-async def server(part: Part) -> AsyncIterator[WebServer]:
-    health = Health([Ping("database", part.ping)])
+async def operations(part: Part) -> Operations:
     metrics = Metrics()
     metrics.set_version("1.2.3")
-    operations = Operations(metrics=metrics, health=health, version="1.2.3")
+    return Operations(metrics=metrics, health=Health([Ping("database", part.ping)]), version="1.2.3")
+
+
+@pytest.fixture
+async def server(operations: Operations) -> AsyncIterator[WebServer]:
     made = WebServer("127.0.0.1", 0)
     made.bind()
     await made.start(build_app(operations, allowed_hosts=["pi.example.net"]))
@@ -77,7 +80,18 @@ async def test_readiness_is_200_or_503_and_says_which_part_fails(
     assert unready.status_code == 503
     assert unready.json()["status"] == "not ready"
     assert unready.json()["checks"]["database"]["detail"] == "disk is gone"
+    sick = await client.get("/healthz")
+    assert sick.status_code == 503
+    assert (sick.json()["status"], sick.json()["failing"]) == ("failing", ["database"])
+
+
+async def test_a_program_that_stops_is_healthy_and_not_ready(
+    client: httpx.AsyncClient, operations: Operations
+) -> None:
+    operations.stopping = True
     assert (await client.get("/healthz")).status_code == 200
+    unready = await client.get("/readyz")
+    assert (unready.status_code, unready.json()["status"]) == (503, "stopping")
 
 
 async def test_metrics_are_served_clean_and_in_the_format_that_is_asked_for(
