@@ -1,8 +1,8 @@
 """A program that works as fast as it can, and says what it is about to do and what it has been promised.
 
 `live` is the work: the real stack from its start over runs and decisions to its end. Others cut its power
-(`powercut`), kill it (`kills`) or make its system calls fail (`faults`); `Story` is what it told before, `look`
-what is there afterwards, and `faults_in` compares the two.
+(`powercut`), kill it (`kills`) or make its system calls fail (`faults`); `Story` is what it told before,
+`look` what is there afterwards, and `faults_in` compares the two.
 
     python -m tests.support.crashes FOLDER LIVES [PRAGMA...]     lives so often, words on standard output
 """
@@ -108,7 +108,7 @@ def _insert(connection: sqlite3.Connection, table: str, row: dict[str, Any]) -> 
     connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(row.values()))
 
 
-# --- the work -------------------------------------------------------------------------------------------------
+# --- the work -----------------------------------------------------------------------------------------------
 
 
 async def live(folder: Path, tell: Tell, *, rounds: int) -> None:
@@ -184,7 +184,7 @@ def use_pragmas(pragmas: Iterable[str]) -> None:
     daemon.store.engine.set_up_writer = set_up  # type: ignore[assignment]
 
 
-# --- what was told, what is there -----------------------------------------------------------------------------
+# --- what was told, what is there ---------------------------------------------------------------------------
 
 
 @dataclass
@@ -262,8 +262,8 @@ def look(folder: Path) -> Kept:
     try:
         with closing(sqlite3.connect(path)) as connection:
             _read(connection, kept)
-    except sqlite3.DatabaseError as error:
-        kept.damage.append(str(error))
+    except (sqlite3.DatabaseError, TypeError, ValueError) as error:
+        kept.damage.append(repr(error))
     return kept
 
 
@@ -279,7 +279,7 @@ def _read(connection: sqlite3.Connection, kept: Kept) -> None:
     rows = connection.execute("SELECT id, run_id, status, fingerprint FROM proposals ORDER BY id")
     for number, run_id, status, fingerprint in rows:
         kept.stands[number] = _S(status)
-        kept.runs[run_id].append(number)
+        kept.runs.setdefault(run_id, []).append(number)
         kept.fingerprints.append(fingerprint)
     kept.calls.update(run_id for (run_id,) in connection.execute("SELECT run_id FROM model_calls"))
 

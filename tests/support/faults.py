@@ -2,11 +2,13 @@
 
     python -m tests.support.faults FOLDER [ROUNDS]
 
-Reads orders from standard input, one JSON list each: folder, part of the life, calls, what to do to them, and
-which call of each thread (`when` of strace, such as "3" or "3+"). To do "size=N" means that no file may grow beyond
-N bytes: the system then writes a part of what it is asked to, which strace cannot feign. Children are forked, so imports are paid once;
-strace is attached while a child waits at the beginning of that part and let go at its end. Answers each with a
-JSON object: the words, what strace wrote, what the child wrote to standard error, and whether it had to be killed.
+Reads orders from standard input, one JSON list each: folder, part of the life, calls, what to do to them,
+and which call of each thread (`when` of strace, such as "3" or "3+"). To do "size=N" means that no file may
+grow beyond N bytes: the system then writes a part of what it is asked to, which strace cannot feign.
+
+Children are forked, so imports are paid once; strace is attached while a child waits at the beginning of
+that part and let go at its end. Answers each with a JSON object: the words, what strace wrote, what the child
+wrote to standard error, and whether it had to be killed.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 # Everything that a child needs is imported before the first fork.
 import aiosqlite  # noqa: F401
@@ -69,7 +71,7 @@ def files(folder: Path) -> list[Path]:
     return [*(base.with_name(f"{base.name}{ending}") for ending in endings), *locks, *own]
 
 
-# --- the program that forks -----------------------------------------------------------------------------------
+# --- the program that forks ---------------------------------------------------------------------------------
 
 
 def _child(order: list[Any], pipe: int, go: int, errors: int, rounds: int) -> None:
@@ -198,7 +200,7 @@ def main() -> None:
         print(json.dumps(_one(json.loads(line), top, rounds)), flush=True)
 
 
-# --- for whoever starts it ------------------------------------------------------------------------------------
+# --- for whoever starts it ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -236,7 +238,7 @@ class FaultyProgram:
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def __enter__(self) -> FaultyProgram:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -279,7 +281,7 @@ class Struck:
 
 
 def strike(program: FaultyProgram, old: Path, orders: Iterable[tuple[str, str, str, str]]) -> Struck:
-    """Let it live once for each order (part, calls, what, when), each time with a copy of the folder `old`."""
+    """Let it live once for each order (part, calls, what, when), each time in a copy of the folder `old`."""
     found = Struck()
     for order in orders:
         folder = old.with_name("life")

@@ -1,9 +1,11 @@
 """Kills a program that works, again and again, at some moment; children are forked, so imports are paid once.
 
-    python -m tests.support.kills work FOLDER KILLS SEED       a long life, killed in it; started again in one folder
-    python -m tests.support.kills lives FOLDER KILLS SEED      short lives, killed at their start or stop as well
-    python -m tests.support.kills migrations FOLDER KILLS SEED  each kill meets a database of an older schema
-    python -m tests.support.kills statements FOLDER             one kill in front of each statement of each migration
+    python -m tests.support.kills KIND FOLDER [KILLS SEED]
+
+    work         a long life, killed in it and begun again in the same folder
+    lives        short lives, killed at their start or stop as well
+    migrations   each child meets a database of an older schema
+    statements   one kill in front of each statement of each migration
 
 Prints a JSON list for each child: its folder, whether it was killed, and the words that it told.
 """
@@ -128,7 +130,7 @@ def migrations(top: Path, kills: int, chance: random.Random) -> Iterator[tuple[A
 
 
 def statements(top: Path) -> Iterator[tuple[Any, ...]]:
-    """From each older schema; the child kills itself in front of statement 0, 1, ... until it meets no more."""
+    """From each older schema; the child kills itself before statement 0, 1, ... until it meets no more."""
     for revision in STEPS.revisions[:-1]:
         number, was_killed = 0, True
         while was_killed:
@@ -156,7 +158,7 @@ def _before_statement(number: int) -> Child:
     return work
 
 
-# --- for whoever starts it ------------------------------------------------------------------------------------
+# --- for whoever starts it ----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -213,7 +215,7 @@ def killings(
     return found
 
 
-# --- the program ----------------------------------------------------------------------------------------------
+# --- the program --------------------------------------------------------------------------------------------
 
 
 def main() -> None:

@@ -1,12 +1,12 @@
 """What a disk may hold after its power was cut, at every moment of a program's life; needs strace, no root.
 
-`record` lets a program run under strace and notes what it asked of the files in one folder. `states` then plays
-that back and at each step makes folders as a cut could leave them:
+`record` lets a program run under strace and notes what it asked of the files in one folder. `states` then
+plays that back and at each step makes folders as a cut could leave them:
 
 - what a file held when it was last synced is there; later writes are there or not, in any selection, each in
   pieces of 512 bytes that are there or not;
-- names (made, renamed, deleted) reach the disk in order; syncing a folder, or a file that was made, brings all up
-  to then with it, as the journals of ext4, XFS and btrfs do;
+- names (made, renamed, deleted) reach the disk in order; syncing a folder, or a file that was made, brings
+  all up to then with it, as the journals of ext4, XFS and btrfs do;
 - shared memory (`-shm`) is never there: SQLite makes it anew.
 
 After SQLite's own crash tests (test6.c) and the ALICE paper.
@@ -337,9 +337,9 @@ class State:
 
 
 def states(recording: Recording, count: int, seed: int) -> Iterator[State]:
-    """At least so many different states: the two extremes behind each step, then others by chance."""
+    """At least so many different states: behind each step what is there for sure, then others by chance."""
     chance, seen = random.Random(seed), set[bytes]()
-    modes: tuple[str, ...] = ("nothing", "everything")
+    modes: tuple[str, ...] = ("nothing", "some")
     while len(seen) < count:
         before = len(seen)
         for state in _once(recording, modes, chance):

@@ -1,7 +1,7 @@
 """What the tests about crashes counted, added up over all of them and said in one line at the end.
 
-A test notes its counts with pytest's `record_property`, so they reach the process that prints, also when the tests
-are spread over several.
+A test notes its counts with pytest's `record_property`, so they reach the process that prints, also when the
+tests are spread over several.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import pytest
 
 KEY = "crash counts"
-TRIED = ("power cuts", "kills", "failing system calls", "interrupted migrations")
+TRIED = ("power cuts", "kills", "replayed kills", "failing system calls", "interrupted migrations")
 FOUND = ("lost", "duplicated", "corrupt")
 
 Note = Callable[[str, object], None]

@@ -1,4 +1,4 @@
-"""Every other call of the program about its files fails once: opening, reading, flushing, renaming, deleting."""
+"""Every other call of the program about its files fails once: to open, read, flush, rename and delete."""
 
 from __future__ import annotations
 

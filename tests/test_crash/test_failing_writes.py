@@ -1,4 +1,4 @@
-"""Each write of the program fails once: nothing is acknowledged that is not kept, and it goes on or says why not."""
+"""Each write of the program fails once: nothing is acknowledged that is not kept, and it says why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.timeout(7200 if NIGHTLY else 300),
 ]
 
-# An I/O error, a full disk, a disk that takes nothing, a signal. One of them for each write, all of them nightly.
+# An I/O error, a full disk, a disk that takes nothing, a signal. One of them for each write, nightly all.
 WAYS = ("error=EIO", "error=ENOSPC", "retval=0", "error=EINTR")
 
 

@@ -1,4 +1,4 @@
-"""A migration ended in front of each statement, and behind each system call: the old schema or the new one."""
+"""A migration ended in front of each statement and behind each system call: the old schema or the new one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kill -9 at any moment of the work: what was acknowledged is there, nothing happens twice or stays half done."""
+"""kill -9 at any moment of the work: what was acknowledged is kept, nothing happens twice or half."""
 
 from __future__ import annotations
 

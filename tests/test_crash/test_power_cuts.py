@@ -6,8 +6,10 @@ leave it. The last tests turn off what the promise rests on, and the same search
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 import sys
+from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +27,7 @@ from tests.support.crashes import (
     look,
     old_database,
 )
-from tests.support.powercut import Recording, Said, record, states
+from tests.support.powercut import Recording, Said, State, kills, record, states
 from tests.support.stores import ROOT
 from tests.support.tally import Note, note
 
@@ -39,6 +41,11 @@ CUTS = 10_000 if NIGHTLY else 1_000
 STARTS_EVERY = 50
 OFTEN = "wal_autocheckpoint=20"
 """Writes the log back into the database every 20 pages, so that cuts in the middle of that are many."""
+
+
+def _need_strace() -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("needs strace: apt-get install strace")
 
 
 def life(folder: Path, *pragmas: str, lives: int = 2) -> Recording:
@@ -56,12 +63,12 @@ class Survey:
     faults: Faults = field(default_factory=Faults)
 
 
-def survey(recording: Recording, folder: Path, *, cuts: int, old: bool, seed: int = 7) -> Survey:
-    """Look at `cuts` states; into every fiftieth the real program is started."""
+def survey(recording: Recording, folder: Path, found_in: Iterable[State], *, old: bool) -> Survey:
+    """Look at each of these states; into every fiftieth the real program is started."""
     found = Survey()
     said = [step.words for step in recording.steps if isinstance(step, Said)]
     stories = _stories(said, old=old)
-    for state in states(recording, cuts, seed):
+    for state in found_in:
         state.write(folder)
         story = stories[state.said]
         found.states += 1
@@ -100,11 +107,26 @@ def _look_at_backup(folder: Path, faults: Faults) -> None:
         faults.corrupt.append(f"the backup before the migration: {verdict}, {rows} runs")
 
 
+@pytest.fixture(scope="module")
+def new(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """Of a program that begins with nothing."""
+    _need_strace()
+    return life(tmp_path_factory.mktemp("recorded") / "new", OFTEN)
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """Of a program that finds a database of the first schema."""
+    _need_strace()
+    folder = tmp_path_factory.mktemp("recorded") / "old"
+    old_database(folder, STEPS.revisions[0])
+    return life(folder)
+
+
 def test_no_cut_of_the_power_loses_or_repeats_anything(
-    tmp_path: Path, memory: Path, record_property: Note
+    new: Recording, memory: Path, record_property: Note
 ) -> None:
-    recording = life(tmp_path / "new", OFTEN)
-    found = survey(recording, memory / "cut", cuts=CUTS, old=False)
+    found = survey(new, memory / "cut", states(new, CUTS, seed=7), old=False)
     note(record_property, power_cuts=found.states, **found.faults.counts())
     assert not found.faults, found.faults
     assert found.states >= CUTS
@@ -112,23 +134,32 @@ def test_no_cut_of_the_power_loses_or_repeats_anything(
 
 
 def test_nor_does_one_during_or_after_a_migration(
-    tmp_path: Path, memory: Path, record_property: Note
+    old: Recording, memory: Path, record_property: Note
 ) -> None:
-    old_database(tmp_path / "old", STEPS.revisions[0])
-    recording = life(tmp_path / "old")
-    found = survey(recording, memory / "cut", cuts=CUTS, old=True)
+    found = survey(old, memory / "cut", states(old, CUTS, seed=7), old=True)
     note(record_property, power_cuts=found.states, **found.faults.counts())
     assert not found.faults, found.faults
+    assert found.states >= CUTS
+
+
+def test_nor_does_a_kill_behind_any_system_call(
+    new: Recording, old: Recording, memory: Path, record_property: Note
+) -> None:
+    for recording in (new, old):
+        found = survey(recording, memory / "killed", kills(recording), old=recording is old)
+        note(record_property, replayed_kills=found.states, **found.faults.counts())
+        assert not found.faults, found.faults
+        assert found.states > 300
 
 
 def test_the_search_finds_what_is_lost_without_a_flush_at_each_commit(tmp_path: Path, memory: Path) -> None:
     recording = life(tmp_path / "normal", "synchronous=NORMAL", lives=1)
-    found = survey(recording, memory / "cut", cuts=300, old=False)
+    found = survey(recording, memory / "cut", states(recording, 300, seed=7), old=False)
     assert len(found.faults.lost) > 20
     assert not found.faults.corrupt
 
 
 def test_the_search_finds_the_damage_of_writing_back_without_any_flush(tmp_path: Path, memory: Path) -> None:
     recording = life(tmp_path / "off", "synchronous=OFF", OFTEN, lives=1)
-    found = survey(recording, memory / "cut", cuts=300, old=False)
+    found = survey(recording, memory / "cut", states(recording, 300, seed=7), old=False)
     assert len(found.faults.corrupt) > 10

@@ -45,8 +45,8 @@ def test_the_counts_of_all_tests_are_said_in_one_line_also_when_they_are_spread(
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     line = (
-        "crash: 7 power cuts, 3,000 kills, 0 failing system calls, 0 interrupted migrations: "
-        "1 lost, 0 duplicated, 0 corrupt"
+        "crash: 7 power cuts, 3,000 kills, 0 replayed kills, 0 failing system calls, "
+        "0 interrupted migrations: 1 lost, 0 duplicated, 0 corrupt"
     )
     assert line in done.stdout.splitlines(), done.stdout + done.stderr
 
