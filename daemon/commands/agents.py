@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from daemon.commands.base import Invocation, command_options, examples, pass_invocation, person
+from daemon.commands.hooks import hook
 from daemon.commands.shapes import DUE_COLUMNS, due_cells, moment, plain, rough, run_data, run_remarks, until
 from daemon.errors import DaemonError, ExitCode
 from daemon.render import Column, Screen, Style
@@ -46,6 +47,9 @@ def command() -> None:
     """See where agents stand; pause, resume and run them."""
 
 
+command.add_command(hook)
+
+
 @command.command("list", epilog=examples("askfirst agents list"))
 @command_options
 @pass_invocation
@@ -54,7 +58,7 @@ def list_agents(call: Invocation) -> None:
     from agents.registry import AgentRegistry  # noqa: PLC0415 - loads the agents
 
     settings = call.settings()
-    registry = AgentRegistry(settings.daemon.plugin_dir)
+    registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
     entries = registry.entries()
     here = {entry.name for entry in entries}
     known = _look(call, [name for name in settings.enabled_agents if name in here])

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import case, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -50,6 +50,17 @@ class DueTimeStore:
         async with self._database.read() as connection:
             moment: datetime | None = (await connection.execute(query)).scalar_one()
             return moment
+
+    async def newest(self, now: datetime) -> dict[str, tuple[datetime | None, datetime]]:
+        """Of each agent: its newest settled due time not after `now`, None without one, and its newest.
+
+        They differ where a clock was wrong: it recorded due times that have not come yet.
+        """
+        last = case((due_times.c.last <= now, due_times.c.last), else_=due_times.c.due)
+        past = func.max(case((due_times.c.due <= now, last)))
+        query = select(due_times.c.agent, past, func.max(due_times.c.last)).group_by(due_times.c.agent)
+        async with self._database.read() as connection:
+            return {agent: (before, newest) for agent, before, newest in await connection.execute(query)}
 
     async def list(
         self, agent: str | None = None, limit: int | None = 50, *, fate: Fate | None = None

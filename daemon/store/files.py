@@ -21,7 +21,9 @@ MARKER = "instance"
 
 _LEDGER = ("llm_usage.sqlite3", "llm_usage.sqlite3-wal", "llm_usage.sqlite3-shm")
 # What the data folder may hold although another program or an earlier start made it with a loose mode.
-_OURS = frozenset({MARKER, "agents", "llm_cache", "locks", "lost+found", "plugins", *_LEDGER})
+_CONTROL = ("control.path", "control.sock", "daemon.lock")
+_PARTS = ("agents", "hooks", "llm_cache", "locks", "lost+found", "plugins")
+_OURS = frozenset({MARKER, *_PARTS, *_CONTROL, *_LEDGER})
 
 
 def private_folder(folder: Path, database: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Select, insert, select
+from sqlalchemy import Select, func, insert, select
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -65,6 +65,11 @@ class RunStore:
         """
         query = select(runs).order_by(runs.c.id.desc()).limit(limit)
         return await self._load(query if agent is None else query.where(runs.c.agent == agent))
+
+    async def newest(self) -> dict[str, RunResult]:
+        """The newest run of each agent."""
+        newest = select(func.max(runs.c.id)).group_by(runs.c.agent)
+        return {run.agent: run for run in await self._load(select(runs).where(runs.c.id.in_(newest)))}
 
     async def calls_of(self, run_id: str) -> tuple[ModelCall, ...]:
         """The model calls of a run, the first one first."""
