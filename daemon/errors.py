@@ -23,6 +23,8 @@ class ExitCode(IntEnum):
 
     OK = 0
     FAILED = 1
+    NOT_RUNNING = 3
+    """`askfirst status` found no daemon; 3 is what `systemctl status` ends with then."""
     USAGE = 64
     TEMPORARY = 75
     CONFIGURATION = 78
@@ -101,3 +103,33 @@ class DaemonRunning(DaemonError):
     """Another daemon uses the same data; trying again helps once it has ended."""
 
     exit_code = ExitCode.TEMPORARY
+
+
+class ControlError(DaemonError):
+    """A command and the daemon could not come together."""
+
+
+class DaemonAbsent(ControlError):
+    """No daemon runs on these data, and what was asked for is about one."""
+
+
+class DaemonSilent(ControlError):
+    """A daemon runs, but it does not answer: it is starting, stopping or stuck. Nothing was done."""
+
+    exit_code = ExitCode.TEMPORARY
+
+
+class DaemonGone(ControlError):
+    """The daemon ended before it had answered: whether it did what was asked has to be looked at."""
+
+
+class OtherVersion(ControlError):
+    """The daemon that runs is of another version than this program; it has to be restarted."""
+
+
+class NotAllowed(ControlError):
+    """The daemon does not do that for this user."""
+
+
+class NotUnderstood(ControlError):
+    """What reached the daemon is no request of this program."""

@@ -46,7 +46,7 @@ class AgentMaker:
         Raises:
             AgentError: there is no such agent, it cannot be loaded, or its table cannot work.
         """
-        return self._settings.agent_config(name, await self._load(name))
+        return (await self._load(name))[1]
 
     async def make(self, name: str, **context: Any) -> BaseAgent:
         """A new instance of the agent.
@@ -58,8 +58,7 @@ class AgentMaker:
         Raises:
             AgentError: it cannot be made; the message says why.
         """
-        agent = await self._load(name)
-        config = self._settings.agent_config(name, agent)
+        agent, config = await self._load(name)
         filled = AgentContext(
             llm=self._llm,
             templates=self._templates_of(agent),
@@ -83,15 +82,16 @@ class AgentMaker:
             self._templates[agent] = templates_of(agent, self._settings.prompts_dir)
         return self._templates[agent]
 
-    async def _load(self, name: str) -> type[BaseAgent]:
-        # In a thread: the first time, modules are read from the disk.
-        return await asyncio.to_thread(_loaded, self._registry, name)
+    async def _load(self, name: str) -> tuple[type[BaseAgent], AgentConfig]:
+        # In a thread: the first time, modules and the rules of a time zone are read from the disk.
+        return await asyncio.to_thread(_loaded, self._registry, self._settings, name)
 
 
-def _loaded(registry: AgentRegistry, name: str) -> type[BaseAgent]:
+def _loaded(registry: AgentRegistry, settings: Settings, name: str) -> tuple[type[BaseAgent], AgentConfig]:
     import structlog  # noqa: F401, PLC0415 - for `_log_of`, which runs on the loop
 
-    return registry.get(name)
+    agent = registry.get(name)
+    return agent, settings.agent_config(name, agent)
 
 
 def _log_of(agent: str, run_id: str) -> Any:

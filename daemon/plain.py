@@ -19,7 +19,9 @@ from agents.context import ModelCall
 from agents.errors import AgentError
 from agents.proposal import Approvers, Decision, Evidence, Proposal, ProposalStatus
 from daemon.controls import Standing
+from daemon.errors import SettingsProblem
 from daemon.events import AgentState, AgentStatus, DueTime, Fate, RunOutcome, RunResult
+from daemon.store.rows import ProposalEvent
 
 _KIND, _VALUE = "$", "v"
 
@@ -34,7 +36,9 @@ _CLASSES: Mapping[str, type] = MappingProxyType(
             Evidence,
             ModelCall,
             Proposal,
+            ProposalEvent,
             RunResult,
+            SettingsProblem,
             Standing,
         )
     }
@@ -78,7 +82,15 @@ def loads(line: bytes | str) -> Any:
     """
     try:
         return from_plain(json.loads(line))
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError, AgentError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+        AgentError,
+    ) as error:
         msg = f"not a message of this program: {error}"
         raise ValueError(msg) from error
 

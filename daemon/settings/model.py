@@ -368,6 +368,12 @@ class DaemonSettings(Section):
         timedelta(seconds=1),
         description="an agent that keeps the whole program from its work for so long is named in the log",
     )
+    control_group: Text | None = Field(
+        None,
+        min_length=1,
+        description="group of users whose commands the running daemon takes, each under their login name; "
+        "unset: only its own user's and root's",
+    )
 
     @field_validator("timezone")
     @classmethod

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, delete, func, select
+from sqlalchemy import Select, case, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -51,15 +51,33 @@ class DueTimeStore:
             moment: datetime | None = (await connection.execute(query)).scalar_one()
             return moment
 
-    async def list(self, agent: str | None = None, limit: int | None = 50) -> tuple[DueTime, ...]:
+    async def newest(self, now: datetime) -> dict[str, tuple[datetime | None, datetime]]:
+        """Of each agent: its newest settled due time not after `now`, None without one, and its newest.
+
+        They differ where a clock was wrong: it recorded due times that have not come yet.
+        """
+        last = case((due_times.c.last <= now, due_times.c.last), else_=due_times.c.due)
+        past = func.max(case((due_times.c.due <= now, last)))
+        query = select(due_times.c.agent, past, func.max(due_times.c.last)).group_by(due_times.c.agent)
+        async with self._database.read() as connection:
+            return {agent: (before, newest) for agent, before, newest in await connection.execute(query)}
+
+    async def list(
+        self, agent: str | None = None, limit: int | None = 50, *, fate: Fate | None = None
+    ) -> tuple[DueTime, ...]:
         """Due times, the newest first.
 
         Args:
             agent: only those of this agent.
             limit: at most so many, None for all.
+            fate: only those that this became of.
         """
         query = select(due_times).order_by(due_times.c.due.desc(), due_times.c.agent).limit(limit)
-        return await self._load(query if agent is None else query.where(due_times.c.agent == agent))
+        if agent is not None:
+            query = query.where(due_times.c.agent == agent)
+        if fate is not None:
+            query = query.where(due_times.c.fate == fate.value)
+        return await self._load(query)
 
     async def forget(self, connection: AsyncConnection, before: datetime, limit: int) -> int:
         """Delete up to `limit` that are older than `before`, but each agent's newest; returns how many."""

@@ -31,20 +31,9 @@ DAEMON_LOCK = "daemon.lock"
 
 _LEDGER = ("llm_usage.sqlite3", "llm_usage.sqlite3-wal", "llm_usage.sqlite3-shm")
 # What the data folder may hold although another program or an earlier start made it with a loose mode.
-_OURS = frozenset(
-    {
-        MARKER,
-        RESERVE,
-        "agents",
-        "backups",
-        "llm_cache",
-        "locks",
-        "lost+found",
-        "plugins",
-        DAEMON_LOCK,
-        *_LEDGER,
-    }
-)
+_CONTROL = ("control.path", "control.sock", DAEMON_LOCK)
+_PARTS = ("agents", "backups", "hooks", "llm_cache", "locks", "lost+found", "plugins")
+_OURS = frozenset({MARKER, RESERVE, *_PARTS, *_CONTROL, *_LEDGER})
 
 
 def private_folder(folder: Path, database: str) -> None:

@@ -94,6 +94,14 @@ def prepare(path: Path, *, create: bool = True, check: bool = True, steps: Steps
     return _agree_on_instance(path, found)
 
 
+def is_current(path: Path, *, steps: Steps = STEPS) -> bool:
+    """Whether there is a database at `path` that `prepare` would leave as it is; blocks, writes nothing."""
+    try:
+        return path.exists() and _look(path, check=False).revision == steps.head
+    except sqlite3.Error:
+        return False
+
+
 def _check_fresh(path: Path, *, create: bool) -> None:
     """Refuse amnesia: SQLite would open a lost or emptied file as a new, empty database without a word."""
     known = read_marker(path.parent)
