@@ -17,6 +17,7 @@ from agents.proposal import Proposal, ProposalStatus
 from daemon.intake import MAX_ERROR, MAX_UNDO_BYTES, json_bytes, storable
 from daemon.ledger import Ledger, Page
 from daemon.store.locks import FileLock
+from daemon.worker.agent import ended
 from llm import LLMError
 
 T = TypeVar("T")
@@ -114,7 +115,10 @@ class Executor:
             if undoing:
                 return await self.undo_failed(proposal, error)
             return await self.failed(proposal, error, last_try=True)
-        return await (self.undo(agent, proposal) if undoing else self.apply(agent, proposal, last_try=True))
+        async with ended(agent):
+            return await (
+                self.undo(agent, proposal) if undoing else self.apply(agent, proposal, last_try=True)
+            )
 
     async def failed(self, proposal: Proposal, failure: BaseException, *, last_try: bool) -> Proposal:
         """Record why an apply failed."""

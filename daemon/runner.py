@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -192,37 +191,33 @@ class Runner:
 
     async def _work(self, run: RunUnderWay, config: AgentConfig) -> None:
         """Let the agent look and think, within its time; what comes of it is in `run`."""
-        async with self._made(run) as agent:
-            with calling(agent=run.agent, run_id=run.run_id):
-                task = asyncio.ensure_future(_caught(_look(agent, run)))
-            try:
-                await asyncio.wait({task}, timeout=config.timeout.total_seconds())
-            except asyncio.CancelledError:
-                run.end(RunOutcome.CANCELLED, "it was stopped before it had finished")
-                await self._stop(task, run)
-                await finished(self._record(run, config))
-                raise
-            if not task.done():
-                limit = format_duration(config.timeout)
-                run.end(
-                    RunOutcome.TIMED_OUT, f"it took longer than {limit}: raise agents.{run.agent}.timeout"
-                )
-                await self._stop(task, run)
-                run.blame_the_time()
-            elif (failure := task.result()) is not None:
-                self._note_failure(run, failure)
-
-    @asynccontextmanager
-    async def _made(self, run: RunUnderWay) -> AsyncIterator[BaseAgent]:
-        """The agent with everything that it is handed, for as long as the run needs it."""
-        yield await self._maker.make(
+        async with self._maker.lent(
             run.agent,
             run_id=run.run_id,
             open_proposals=await self._proposals.open_for(run.agent),
             turned_down=await self._proposals.turned_down(run.agent),
             calls=run.calls,
             notes=run.notes,
-        )
+        ) as agent:
+            await self._let_look(agent, run, config)
+
+    async def _let_look(self, agent: BaseAgent, run: RunUnderWay, config: AgentConfig) -> None:
+        with calling(agent=run.agent, run_id=run.run_id):
+            task = asyncio.create_task(_caught(_look(agent, run)), name=f"run of {run.agent}")
+        try:
+            await asyncio.wait({task}, timeout=config.timeout.total_seconds())
+        except asyncio.CancelledError:
+            run.end(RunOutcome.CANCELLED, "it was stopped before it had finished")
+            await self._stop(task, run)
+            await finished(self._record(run, config))
+            raise
+        if not task.done():
+            limit = format_duration(config.timeout)
+            run.end(RunOutcome.TIMED_OUT, f"it took longer than {limit}: raise agents.{run.agent}.timeout")
+            await self._stop(task, run)
+            run.blame_the_time()
+        elif (failure := task.result()) is not None:
+            self._note_failure(run, failure)
 
     async def _stop(self, task: asyncio.Task[Any], run: RunUnderWay) -> None:
         task.cancel()

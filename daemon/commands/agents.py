@@ -65,7 +65,7 @@ def list_agents(call: Invocation) -> None:
     from agents.registry import AgentRegistry  # noqa: PLC0415 - loads the agents
 
     settings = call.settings()
-    registry = AgentRegistry(settings.daemon.plugin_dir)
+    registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
     entries = registry.entries()
     here = {entry.name for entry in entries}
     known = _look(call, [name for name in settings.enabled_agents if name in here])

@@ -161,6 +161,45 @@ def test_systemd_is_told_when_it_is_ready_and_when_it_stops(folder: Path) -> Non
             assert program.wait() == 0
 
 
+BLOCKER = """
+import time
+from agents import BaseAgent
+
+class BlockerAgent(BaseAgent):
+    every = "1s"
+
+    async def analyze(self):
+        if (self.context.base_dir / "block").exists():
+            (self.context.base_dir / "blocked").touch()
+            time.sleep(3600)
+        return []
+"""
+
+
+def test_systemd_hears_nothing_any_more_from_a_program_that_an_agent_blocks(folder: Path) -> None:
+    configure(folder, "blocker", BLOCKER)
+    with (folder / "askfirst.toml").open("a") as file:
+        file.write('isolation = "none"\n')
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(folder / "notify"))
+        channel.settimeout(60)
+        watched = {"NOTIFY_SOCKET": str(folder / "notify"), "WATCHDOG_USEC": "400000"}
+        with running(folder, watched) as program:
+            told = [channel.recv(4096) for _ in range(6)]
+            assert told[0].startswith(b"READY=1\nSTATUS=")
+            assert told.count(b"WATCHDOG=1") >= 4
+            (folder / "block").touch()
+            seen_now((folder / "blocked").exists)
+            channel.settimeout(0.1)
+            with suppress(TimeoutError):  # what it said before
+                while True:
+                    channel.recv(4096)
+            channel.settimeout(2)  # ten times as long as it is silent otherwise
+            with pytest.raises(TimeoutError):
+                channel.recv(4096)
+            program.process.kill()
+
+
 def test_a_log_that_nobody_reads_stops_neither_the_agents_nor_the_answers(folder: Path) -> None:
     configure(folder, "ticker", TICKER, port=free_port())
     reading, writing = os.pipe()
