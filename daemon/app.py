@@ -19,7 +19,7 @@ from daemon.crew import CANCEL_LIMIT_S
 from daemon.deadman import DeadMan
 from daemon.errors import DaemonError, ExitCode, SettingsError, StoreFull
 from daemon.events import AgentState, EventBus, RunOutcome
-from daemon.lifecycle import Lifecycle, StatusLine, Watchdog, notify
+from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
 from daemon.observability.health import Health, Ping
 from daemon.observability.logging import EventLog, configure_logging, dropped_lines, set_level
 from daemon.observability.metrics import Metrics
@@ -60,7 +60,6 @@ class Daemon:
     Attributes:
         lifecycle: how to ask it to stop, as a signal does.
         ready: set when everything is open and agents are scheduled.
-        housekeeping: makes backups, and forgets what is old; None before everything is open.
         url: where the web endpoints are, None before they are open or without them.
     """
 
@@ -93,6 +92,8 @@ class Daemon:
             hold=self._scheduler.hold_all,
             release=self._scheduler.release_all,
         )
+        self._waiting_for_room = False
+        self._house: Housekeeping | None = None
         self._web: WebServer | None = None
         self._operations: Operations | None = None
         self._control: ControlServer | None = None
@@ -100,7 +101,6 @@ class Daemon:
         self._status = StatusLine(self._status_text)
         self._scheduler.events.subscribe(self._status.changed)
         self._watchdog = Watchdog(self._silent_for, TICK_LIMIT_S)
-        self.housekeeping: Housekeeping | None = None
 
     async def run_until_stopped(self) -> ExitCode:
         """Run until a signal says to stop, then close everything in good order.
@@ -151,6 +151,9 @@ class Daemon:
                         _log.error("the configuration was not taken over: %s", problem)
                     raise
                 self.settings = settings
+                self._space.follow(settings.daemon.min_free_bytes)
+                if self._house is not None:
+                    self._house.follow(settings)
                 set_level(self._fixed_level or settings.daemon.log_level)
         for text in (*settings.warnings, *changes):
             _log.info("the configuration was read again: %s", text)
@@ -162,6 +165,7 @@ class Daemon:
                 _log.info("the configuration was read again: nothing changed")
 
     async def _open(self, stack: AsyncExitStack) -> None:
+        await self._space.look()  # gives up the reserve if need be
         own = await stack.enter_async_context(daemon_lock(self.settings.daemon.data_dir))
         web = self._bind_web(stack)
         self._watch_for_stalls(stack)
@@ -186,13 +190,53 @@ class Daemon:
         stack.callback(self._say_stopping)
         await self._remember_successes(runtime)
 
+    async def _start_agents(self, web: WebServer | None, stack: AsyncExitStack) -> None:
+        """Open everything; on a full disk serve the endpoints, say so, and wait for room: no crash loop."""
+        try:
+            await self._scheduler.start()
+        except StoreFull as error:
+            await self._wait_for_room(error, web, stack)
+
+    async def _wait_for_room(self, error: StoreFull, web: WebServer | None, stack: AsyncExitStack) -> None:
+        async def storage() -> str:
+            raise error
+
+        self._waiting_for_room = True
+        if web is not None:
+            await self._show_health(web, Health([Ping("storage", storage)]), stack)
+        _log.warning("waiting for room on the disk: %s", error)
+        self._status.tell("READY=1")  # systemd must not take this for a start that hangs
+        self._watchdog.start()
+        while self._waiting_for_room:
+            await asyncio.sleep(LOW_LOOK_EVERY_S)
+            await self._space.look()
+            with suppress(StoreFull):
+                await self._scheduler.start()
+                self._waiting_for_room = False
+        _log.info("there is room on the disk again: going on with the start")
+
+    async def _keep_house(self, runtime: Runtime, stack: AsyncExitStack) -> None:
+        """Look after the room on the disk, backups, and what is old, until the end."""
+        from daemon.housekeeping import JOBS  # noqa: PLC0415 - loads SQLAlchemy
+
+        self._house = house = runtime.housekeeping
+        runtime.db.on_full = self._space.give_way
+        await self._space.look()
+        self._metrics.read_state_from(
+            lambda: bool(self._space.trouble), {job: partial(house.failing, job) for job in JOBS}
+        )
+        for name, work in (("space", self._space.run()), ("housekeeping", house.run())):
+            stack.push_async_callback(_ended, asyncio.create_task(work, name=name))
+        stack.push_async_callback(house.aclose)
+
     async def _take_commands(self, health: Health, own: Holder) -> None:
         def table() -> dict[str, Operation]:
             scheduler, runtime = self._scheduler, self._scheduler.runtime
             if runtime is None:
                 raise stopping()
             status = partial(report, runtime, scheduler, health, own, self.url)
-            controls = DaemonControls(scheduler, runtime, reload=self.reload)
+            backup = None if self._house is None else self._house.backup
+            controls = DaemonControls(scheduler, runtime, reload=self.reload, backup=backup)
             return table_of(runtime, scheduler, controls, reload=self.reload, status=status)
 
         daemon = self.settings.daemon
@@ -205,6 +249,8 @@ class Daemon:
             await self._control.aclose(CLOSE_LIMIT_S / 2)
 
     def _silent_for(self) -> float | None:
+        if self._waiting_for_room:
+            return 0.0
         return self._scheduler.seconds_since_tick if self._scheduler.running else None
 
     def _watch_for_stalls(self, stack: AsyncExitStack) -> None:
@@ -212,46 +258,6 @@ class Daemon:
         self._scheduler.events.subscribe(watch.note)
         watch.start()
         stack.push_async_callback(watch.aclose)
-
-    async def _start_agents(self, web: WebServer | None, stack: AsyncExitStack) -> None:
-        """Open everything; on a full disk serve the endpoints, say so, and wait for room: no crash loop."""
-        await self._space.look()  # gives up the reserve if need be
-        try:
-            await self._scheduler.start()
-        except StoreFull as error:
-            await self._wait_for_room(error, web, stack)
-
-    async def _wait_for_room(self, error: StoreFull, web: WebServer | None, stack: AsyncExitStack) -> None:
-        async def storage() -> str:
-            raise error
-
-        if web is not None:
-            await self._show_health(web, Health([Ping("storage", storage)]), stack)
-        _log.warning("waiting for room on the disk: %s", error)
-        notify(f"READY=1\nSTATUS=waiting for room on the disk: {error}")
-        while True:
-            await asyncio.sleep(LOW_LOOK_EVERY_S)
-            notify("WATCHDOG=1")  # the scheduler, which does it later, has not begun
-            await self._space.look()
-            with suppress(StoreFull):
-                await self._scheduler.start()
-                _log.info("there is room on the disk again: going on with the start")
-                return
-
-    async def _keep_house(self, runtime: Runtime, stack: AsyncExitStack) -> None:
-        """Look after the room on the disk, backups, and what is old, until the end."""
-        from daemon.housekeeping import JOBS, Housekeeping  # noqa: PLC0415 - loads SQLAlchemy
-
-        runtime.db.on_full = self._space.give_way
-        await self._space.look()
-        self.housekeeping = house = Housekeeping(runtime.db, self.settings)
-        self._metrics.read_state_from(
-            lambda: bool(self._space.trouble), {job: partial(house.failing, job) for job in JOBS}
-        )
-        for name, work in (("space", self._space.run()), ("housekeeping", house.run())):
-            task = asyncio.create_task(work, name=name)
-            stack.push_async_callback(_ended, task)
-        stack.push_async_callback(house.aclose)
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
@@ -410,6 +416,8 @@ class Daemon:
 
     def _status_text(self) -> str:
         """What `systemctl status` shows in its line."""
+        if self._waiting_for_room:
+            return "waiting for room on the disk"
         runtime, selection = self._scheduler.runtime, self._scheduler.selection
         if runtime is None or selection is None:
             return "starting"
@@ -455,13 +463,13 @@ class Daemon:
         return ExitCode.FAILED
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 async def _ended(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def program_version() -> str:
