@@ -154,6 +154,10 @@ class Installation:
         machine = self.machine
         if not machine.is_real:
             return []
+        if self.scope == "user" and machine.uid == 0 and machine.environ.get("SUDO_USER"):
+            return [
+                "--user with sudo would make it root's own service: type it without sudo, or use --system"
+            ]
         if not machine.is_this_kind:
             return [f"this is no {machine.platform}: --dry-run shows what would be done there"]
         if machine.platform == "linux" and not machine.runs_systemd():

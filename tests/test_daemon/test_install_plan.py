@@ -66,7 +66,7 @@ def test_a_command_that_may_fail_is_told_and_the_rest_goes_on(tmp_path: Path) ->
     assert "no-such-program-anywhere failed" in told.lines[0]
 
 
-def test_a_command_that_would_change_nothing_is_not_run_and_knows_what_happened_before(
+def test_a_command_that_would_change_nothing_is_not_run(
     tmp_path: Path,
 ) -> None:
     told = Told()

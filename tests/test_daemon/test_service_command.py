@@ -576,6 +576,12 @@ def test_nothing_is_installed_where_systemd_does_not_run(tmp_path: Path) -> None
     assert not (tmp_path / "home" / ".config" / "systemd").exists()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have come from sudo")
+def test_sudo_does_not_make_it_roots_own_service_by_mistake(tmp_path: Path) -> None:
+    ended = Program(tmp_path).call("service", "install", "--user", "--dry-run", SUDO_USER="ana")
+    assert "type it without sudo, or use --system" in ended.out
+
+
 def test_every_unit_that_is_written_is_one_that_systemd_understands(scratch: Scratch, tmp_path: Path) -> None:
     tool = next(
         (path for path in ("/usr/bin/systemd-analyze", "/bin/systemd-analyze") if Path(path).exists()), ""
