@@ -320,6 +320,20 @@ def test_what_cannot_be_granted_is_said(words: tuple[str, str], said: str, scrat
     assert (ended.code, said in ended.err) == (1, True), ended
 
 
+def test_a_key_file_that_the_services_user_cannot_read_is_refused_with_the_better_way(
+    scratch: Scratch,
+) -> None:
+    key = scratch.root / "etc/askfirst/key"
+    text = f'[llm]\nbackend = "remote"\nmodel = "m"\napi_key_file = "{key}"\n'
+    scratch.write(Path("etc/askfirst/key"), "k", 0o600)
+    scratch.configured(text)
+    words = ("install", "--system", "--allow-network", "--run-as", "nobody-of-that-name")
+    refused = scratch.service(*words)
+    assert f"hand the file over with --credential llm_api_key={key}" in refused.err
+    key.chmod(0o644)
+    assert scratch.service(*words, "--dry-run", "--json").data["refused_because"] == []
+
+
 def test_variables_of_the_shell_are_not_the_services(scratch: Scratch) -> None:
     scratch.configured()
     said = scratch.service("install", "--system", "--dry-run", LLM_MODEL="m").out
