@@ -166,9 +166,8 @@ class Installation:
             return [
                 "a service of the machine needs root: sudo askfirst service install --system; or use --user",
             ]
-        if self.site.is_system and self.site.user != USER and not user_exists(self.site.user):
-            return [f"there is no user {self.site.user}: make it first, or leave out --run-as"]
-        return []
+        unknown = self.site.is_system and self.site.user != USER and not user_exists(self.site.user)
+        return [f"there is no user {self.site.user}: make it first, or leave out --run-as"] if unknown else []
 
     def _of_the_program(self) -> list[str]:
         site, found = self.site, []
