@@ -372,13 +372,14 @@ class AgentScheduler:
 
         try:
             history = await History.read(new.runtime)
-            old, roster = self._runtime, self._roster
-            if old is None or roster is None or self._held:
-                msg = "the program is stopping; the next start reads the configuration"
-                raise DaemonError(msg)
         except DaemonError:
             await close_parts(new.runtime, self._runtime)
             raise
+        old, roster = self._runtime, self._roster
+        if old is None or roster is None or self._held:
+            await close_parts(new.runtime, old)
+            msg = "the program is stopping; the next start reads the configuration"
+            raise DaemonError(msg)
         settings = new.runtime.settings
         self._runtime, self._selection, self._settings = new.runtime, new.runtime.selection, settings
         self._crew.size = settings.daemon.max_concurrent_runs
