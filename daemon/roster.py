@@ -23,9 +23,9 @@ from daemon.events import (
     RunOutcome,
     RunResult,
 )
-from daemon.timeline import Hold
 from daemon.timing import Timing
 from daemon.totals import iso
+from daemon.turns import Hold
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent

@@ -27,9 +27,9 @@ from daemon.deadlines import AT_LEAST_EVERY, Deadlines, deadlines_of
 from daemon.errors import DaemonError
 from daemon.events import DueTime, DueTimesSettled, Event, EventBus, ProposalChanged, RunResult
 from daemon.roster import History, Roster
-from daemon.timeline import Hold, Turn
 from daemon.timing import Timing
 from daemon.totals import Totals, iso
+from daemon.turns import Hold, Turn
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent
