@@ -16,9 +16,12 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, TextIO
 
-import structlog
-from structlog.dev import ConsoleRenderer, plain_traceback
-from structlog.typing import EventDict, Processor
+from daemon.lean import without
+
+with without("rich"):  # 3 MB for tracebacks in colour, which are not asked for
+    import structlog
+    from structlog.dev import ConsoleRenderer, plain_traceback
+    from structlog.typing import EventDict, Processor
 
 from daemon.events import (
     AgentStateChanged,
@@ -175,6 +178,14 @@ def _is_journal(stream: TextIO) -> bool:
     return os.environ.get("JOURNAL_STREAM", "") == f"{state.st_dev}:{state.st_ino}"
 
 
+def set_level(level: str) -> None:
+    """Log from that level on, as `configure_logging` would: "debug", "info", "warning" or "error"."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.getLogger().setLevel(number)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
+
+
 def dropped_lines() -> int:
     """How many log lines were lost so far because nobody read them fast enough."""
     handlers = logging.getLogger().handlers
@@ -186,9 +197,7 @@ def _install(handler: LogHandler, level: int) -> Callable[[], None]:
     before = (root.handlers[:], root.level, structlog.get_config())
     quiet = {name: logging.getLogger(name).level for name in QUIET}
     root.handlers[:] = [handler]
-    root.setLevel(level)
-    for name in QUIET:
-        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    set_level(logging.getLevelName(level))
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

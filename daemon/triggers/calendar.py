@@ -21,6 +21,7 @@ from typing import Any
 
 from agents.context import utc_now
 from agents.schedule import BeforeEvent, Schedule
+from daemon.triggers.paths import absolute
 
 _log = logging.getLogger(__name__)
 
@@ -84,6 +85,11 @@ class _Calendar:
             (due for due in self.dues if due > now and due > self.since and due not in self.fired), None
         )
 
+    def forget(self) -> None:
+        """What was fired before all that is known does not have to be remembered."""
+        oldest = self.dues[:1]
+        self.fired = {due for due in self.fired if (due,) >= oldest}
+
     def is_stale(self, stamp: tuple[int, int, int] | None, now: datetime) -> bool:
         """Whether it has to be read: it changed, or what is known of it does not reach far enough."""
         return self.read_at is None or stamp != self.stamp or abs(now - self.read_at) >= READ_EVERY
@@ -114,7 +120,7 @@ class Calendars:
         self._calendars = {
             name: _Calendar(
                 event=schedule.before,
-                path=base_dir / Path(schedule.before.calendar).expanduser(),
+                path=Path(absolute(schedule.before.calendar, base_dir)),
                 zone=schedule.zone,
                 since=max((since or {}).get(name, from_when), begin - LOOK_BACK),
             )
@@ -155,9 +161,9 @@ class Calendars:
     def _pause(self) -> float:
         """Seconds until the next due time, or until the files are looked at again."""
         now = self._now()
-        dues = [due for each in self._calendars.values() if (due := each.next_due(now)) is not None]
-        left = min(dues, default=now + LOOK_EVERY) - now
-        return max(min(left, LOOK_EVERY).total_seconds(), 0.0)
+        dues = (each.next_due(now) for each in self._calendars.values())
+        left = min((due - now for due in dues if due is not None), default=LOOK_EVERY)
+        return min(left, LOOK_EVERY).total_seconds()
 
     async def _bring_up_to_date(self, name: str, calendar: _Calendar) -> None:
         stamp = await asyncio.to_thread(_stamp, calendar.path)
@@ -165,15 +171,15 @@ class Calendars:
         if not calendar.is_stale(stamp, now):
             return
         calendar.stamp, calendar.read_at = stamp, now
-        earliest, latest = now - LOOK_BACK, now + AHEAD
         try:
-            dues, problems = await _read(calendar, earliest, latest)
+            calendar.dues, problems = await _read(calendar, now)
         except UnreadableCalendar as error:
             self._tell(name, calendar, f"{error}; the events that were known before stay")
-            return
-        calendar.dues = tuple(sorted(due for due in set(dues) if earliest < due <= latest))
-        calendar.fired = {due for due in calendar.fired if due > earliest}
-        self._tell(name, calendar, "; ".join(problems[:3]))
+        except Exception as error:  # noqa: BLE001 - whatever happens to one calendar, the others are watched
+            self._tell(name, calendar, f"it cannot be read: {type(error).__name__}: {error}")
+        else:
+            calendar.forget()
+            self._tell(name, calendar, "; ".join(problems[:3]))
 
     def _tell(self, name: str, calendar: _Calendar, problem: str) -> None:
         """Say what is wrong once, and that it is not any more once."""
@@ -185,16 +191,15 @@ class Calendars:
             _log.info("calendar %s can be read again", calendar.path, extra=about)
 
 
-async def _read(
-    calendar: _Calendar, earliest: datetime, latest: datetime
-) -> tuple[list[datetime], list[str]]:
-    """The due times between two moments, give or take a day, and what was left out.
+async def _read(calendar: _Calendar, now: datetime) -> tuple[tuple[datetime, ...], list[str]]:
+    """The due times from `LOOK_BACK` to `AHEAD`, in order, UTC, and what was left out.
 
     Raises:
         UnreadableCalendar: it cannot be used.
     """
     lead = calendar.event.lead
     try:
+        earliest, latest = now - LOOK_BACK, now + AHEAD
         window = {"start": (earliest + lead).isoformat(), "end": (latest + lead).isoformat()}
     except OverflowError as error:
         msg = "the clock is beyond the years that a calendar knows"
@@ -202,12 +207,8 @@ async def _read(
     answer = await _ask({"path": str(calendar.path), "title": calendar.event.title, **window})
     if "error" in answer:
         raise UnreadableCalendar(answer["error"])
-    try:
-        begins = [_moment(each, calendar.zone) for each in answer["events"]]
-        return [begin - lead for begin in begins], list(answer["problems"])
-    except (KeyError, ValueError, OverflowError) as error:
-        msg = f"what was read makes no sense: {error}"
-        raise UnreadableCalendar(msg) from error
+    dues = {_moment(each, calendar.zone) - lead for each in answer["events"]}
+    return tuple(sorted(due for due in dues if earliest < due <= latest)), list(answer["problems"])
 
 
 async def _ask(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from daemon.triggers.paths import absolute
+
 _log = logging.getLogger(__name__)
 
 TICK_S = 5.0
@@ -44,6 +46,7 @@ CLOSE_LIMIT_S = 2.0
 MOST_FILES = 20_000
 """Of one agent's files no more are looked at."""
 
+_LOOKS = 3
 _SHARE = 20
 """A look may take this part of the time at most, however many files there are."""
 
@@ -134,7 +137,7 @@ class FileWatch:
     ) -> None:
         moments = {name: moment.timestamp() for name, moment in (since or {}).items()}
         self._agents = {
-            name: _Watched(tuple(_absolute(each, base_dir) for each in patterns), moments.get(name))
+            name: _Watched(tuple(absolute(each, base_dir) for each in patterns), moments.get(name))
             for name, patterns in watched.items()
         }
         self._fire = fire
@@ -323,17 +326,34 @@ class _Notifier:
                 self._parts.append(RustNotify(paths, False, False, 300, recursive, True))  # noqa: FBT003 - as declared
 
     def hinted(self) -> bool:
-        """Whether there were notifications since the last question: a millisecond for each kind of root."""
-        answers = [part.watch(0, 1, 1, None) for part in self._parts]
-        return any(isinstance(answer, set) for answer in answers)
+        """Whether there were notifications since the last question."""
+        answers = [self._asked(part) for part in self._parts]  # each of them, as it forgets what it told
+        return any(answers)
+
+    @staticmethod
+    def _asked(part: Any) -> bool:
+        try:
+            return isinstance(part.watch(0, 0, 1, _Impatience()), set)
+        except TimeoutError:
+            return False
 
     def close(self) -> None:
         for part in self._parts:
             part.close()
 
 
-def _absolute(pattern: str, base_dir: Path) -> str:
-    return os.path.normpath(base_dir / Path(pattern).expanduser())
+class _Impatience:
+    """Ends a question that was not answered: watchfiles looks again and again until its time is over."""
+
+    def __init__(self) -> None:
+        self._looks = 0
+
+    def is_set(self) -> bool:
+        """Asked before each look; two in a row with the same changes are an answer."""
+        self._looks += 1
+        if self._looks > _LOOKS:
+            raise TimeoutError
+        return False
 
 
 def _changed_since(patterns: Sequence[str], moment: float) -> bool:
@@ -345,7 +365,7 @@ def _changed_since(patterns: Sequence[str], moment: float) -> bool:
 def _files_of(patterns: Sequence[str]) -> Iterator[tuple[str, os.stat_result]]:
     """Every watched file with its state."""
     for pattern in patterns:
-        if not glob.has_magic(pattern) or Path(pattern).exists():
+        if not glob.has_magic(pattern) or _state(pattern) is not None:
             yield from _named(pattern)
             continue
         for path in glob.iglob(pattern, recursive=True):  # noqa: PTH207 - Path.glob takes no absolute pattern
@@ -392,17 +412,17 @@ def _is_passing(name: str) -> bool:
 def _roots_of(pattern: str) -> Iterator[tuple[str, bool]]:
     """The existing folders whose notifications tell of the watched files, and whether all below is meant."""
     path = Path(pattern)
-    if glob.has_magic(pattern) and not path.exists():
+    if "\0" in pattern:  # no file can have such a name
+        return
+    if glob.has_magic(pattern) and _state(pattern) is None:
         plain = Path(*_plain_parts(path.parts))
         deep = len(path.parts) - len(plain.parts) > 1
-        yield (str(plain), deep) if plain.is_dir() else (_nearest(plain), False)
+        yield _nearest(plain), deep and _is_folder(plain)
         return
-    if path.is_dir():
-        yield str(path), True
+    if _is_folder(path):
+        yield pattern, True
     yield _nearest(path.parent), False  # a file that is saved is mostly a new one in its place
-    target = path.resolve()
-    if target != path and target.parent.is_dir():
-        yield str(target.parent), False
+    yield _nearest(Path(os.path.realpath(pattern)).parent), False  # noqa: PTH - Path.resolve fails on circles
 
 
 def _plain_parts(parts: Sequence[str]) -> Iterator[str]:
@@ -414,4 +434,9 @@ def _plain_parts(parts: Sequence[str]) -> Iterator[str]:
 
 def _nearest(path: Path) -> str:
     """The path, or the nearest folder above it that exists."""
-    return str(next(each for each in (path, *path.parents) if each.is_dir()))
+    return str(next(filter(_is_folder, (path, *path.parents))))
+
+
+def _is_folder(path: Path) -> bool:
+    state = _state(str(path))
+    return state is not None and stat.S_ISDIR(state.st_mode)

@@ -72,7 +72,8 @@ class HookTokens:
             return found
         for file in files:
             try:
-                text = file.read_bytes()[:_LONGEST].decode("utf-8", "replace").strip()
+                with file.open("rb") as opened:
+                    text = opened.read(_LONGEST).decode("utf-8", "replace").strip()
             except OSError:
                 continue
             if text:

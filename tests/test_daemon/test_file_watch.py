@@ -185,6 +185,18 @@ async def test_a_file_that_is_still_being_copied_counts_once_at_its_end(tmp_path
         await agent.fires("agent")
 
 
+@WAYS
+async def test_a_file_that_came_and_went_before_it_came_to_rest_does_not_count(
+    tmp_path: Path, notify: bool
+) -> None:
+    async with watching(tmp_path, notify, "in", settle=LONG_SETTLE) as agent:
+        write(tmp_path / "in" / "draft")
+        await seen(lambda: agent.watch._agents["agent"].first is not None)
+        (tmp_path / "in" / "draft").unlink()
+        await agent.rests()
+        assert agent.fired == []
+
+
 async def test_what_never_comes_to_rest_counts_after_a_while(tmp_path: Path) -> None:
     async with watching(tmp_path, False, "log", longest=0.5, settle=60.0) as agent:
         began = time.monotonic()
@@ -306,10 +318,23 @@ async def test_too_many_files_are_said_once_and_the_rest_is_left_out(
     assert "narrow `watch`" in told[0].message
 
 
-async def test_a_path_that_cannot_be_one_is_a_file_that_is_not_there(tmp_path: Path) -> None:
-    async with watching(tmp_path, False, "a\0b", "x" * 5000) as agent:
-        await agent.rests()
-        assert agent.fired == []
+@WAYS
+async def test_a_path_that_cannot_be_one_is_a_file_that_is_not_there(tmp_path: Path, notify: bool) -> None:
+    (tmp_path / "circle").symlink_to("circle")
+    write(tmp_path / "file")
+    impossible = (
+        "circle",
+        "circle/*",
+        "a\0b",
+        "x" * 5000,
+        "y" * 5000 + "/*",
+        "file/below",
+        "[",
+        "~nobody/in",
+    )
+    async with watching(tmp_path, notify, *impossible, "in") as agent:
+        write(tmp_path / "in")
+        await agent.fires("agent")
 
 
 async def test_a_fault_is_logged_once_and_the_watch_goes_on(
@@ -411,3 +436,15 @@ async def test_without_watchfiles_the_files_are_looked_at_and_that_is_no_warning
     await made.watch.aclose()
     told = [each for each in caplog.records if "pip install 'askfirst[agents]'" in each.message]
     assert [each.levelname for each in told] == ["INFO"]
+
+
+async def test_a_path_may_begin_at_home_and_be_absolute(tmp_path: Path) -> None:
+    home, elsewhere = Path.home(), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    both = Watching(tmp_path / "base", False, {"home": ("~/in",), "absolute": (str(elsewhere / "*.csv"),)})
+    await both.watch.start()
+    write(home / "in")
+    await both.fires("home")
+    write(elsewhere / "a.csv")
+    await both.fires("absolute")
+    await both.watch.aclose()
