@@ -21,7 +21,7 @@ from daemon.errors import DaemonError, ExitCode, SettingsError
 from daemon.events import EventBus, RunOutcome
 from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
 from daemon.observability.health import Health, Ping
-from daemon.observability.logging import EventLog, configure_logging, dropped_lines, set_level
+from daemon.observability.logging import EventLog, adjust_logging, configure_logging, dropped_lines
 from daemon.observability.metrics import Metrics
 from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
 from daemon.standing import DaemonControls
@@ -126,21 +126,25 @@ class Daemon:
         Raises:
             SettingsError: it cannot work, or changes what needs a restart; the old one stays in force.
         """
-        from daemon.settings import load_settings  # noqa: PLC0415 - loads pydantic
+        from daemon.settings import all_keys, load_settings  # noqa: PLC0415 - loads pydantic
 
         async with self._reloading:
+            # Told each time, also when the same problem as before is not told again.
+            _log.info("reading the configuration again", extra={"file": str(self.settings.config_file)})
             with self.lifecycle.reloading():
                 try:
                     settings = await asyncio.to_thread(
                         load_settings, self.settings.config_file, check_agents=True
                     )
+                    keys = await asyncio.to_thread(all_keys, settings)
+                    adjust_logging(self._fixed_level or self.settings.daemon.log_level, keys)
                     changes = await self._scheduler.reload(settings)
                 except SettingsError as error:
                     for problem in error.problems:
                         _log.error("the configuration was not taken over: %s", problem)
                     raise
                 self.settings = settings
-                set_level(self._fixed_level or settings.daemon.log_level)
+                adjust_logging(self._fixed_level or settings.daemon.log_level)
         for text in (*settings.warnings, *changes):
             _log.info("the configuration was read again: %s", text)
         return changes
