@@ -17,17 +17,20 @@ from daemon.control.report import report
 from daemon.control.server import ControlServer
 from daemon.crew import CANCEL_LIMIT_S
 from daemon.deadman import DeadMan
-from daemon.errors import DaemonError, ExitCode, SettingsError
-from daemon.events import EventBus, RunOutcome
-from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
+from daemon.errors import DaemonError, ExitCode, SettingsError, StoreFull
+from daemon.events import AgentState, EventBus, RunOutcome
+from daemon.lifecycle import Lifecycle, StatusLine, Watchdog, notify
 from daemon.observability.health import Health, Ping
 from daemon.observability.logging import EventLog, adjust_logging, configure_logging, dropped_lines
 from daemon.observability.metrics import Metrics
+from daemon.observability.stalls import StallWatch
 from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
 from daemon.standing import DaemonControls
+from daemon.store.space import LOW_LOOK_EVERY_S, SpaceGuard
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent
+    from daemon.housekeeping import Housekeeping
     from daemon.runtime import Runtime
     from daemon.settings import Settings
     from daemon.web.ops import Operations
@@ -57,6 +60,7 @@ class Daemon:
     Attributes:
         lifecycle: how to ask it to stop, as a signal does.
         ready: set when everything is open and agents are scheduled.
+        housekeeping: makes backups, and forgets what is old; None before everything is open.
         url: where the web endpoints are, None before they are open or without them.
     """
 
@@ -83,6 +87,12 @@ class Daemon:
         )
         self._scheduler.events.subscribe(self._metrics.observe_event)
         self._scheduler.events.subscribe(EventLog().note)
+        self._space = SpaceGuard(
+            settings.daemon.data_dir,
+            settings.daemon.min_free_bytes,
+            hold=self._scheduler.hold_all,
+            release=self._scheduler.release_all,
+        )
         self._web: WebServer | None = None
         self._operations: Operations | None = None
         self._control: ControlServer | None = None
@@ -90,6 +100,7 @@ class Daemon:
         self._status = StatusLine(self._status_text)
         self._scheduler.events.subscribe(self._status.changed)
         self._watchdog = Watchdog(self._silent_for, TICK_LIMIT_S)
+        self.housekeeping: Housekeeping | None = None
 
     async def run_until_stopped(self) -> ExitCode:
         """Run until a signal says to stop, then close everything in good order.
@@ -157,22 +168,24 @@ class Daemon:
     async def _open(self, stack: AsyncExitStack) -> None:
         own = await stack.enter_async_context(daemon_lock(self.settings.daemon.data_dir))
         web = self._bind_web(stack)
+        self._watch_for_stalls(stack)
         grace = self.settings.daemon.stop_grace.total_seconds()
         limit = grace + CANCEL_LIMIT_S + CLOSE_LIMIT_S
         self.lifecycle.on_hurry(self._scheduler.hurry)
         # Closed after the agents, so that who waits for a decision or a run still gets the answer.
         self.lifecycle.add_stage(stack, "commands", CLOSE_LIMIT_S, self._close_control)
         self.lifecycle.add_stage(stack, "agents", limit, self._scheduler.stop)
-        await self._scheduler.start()
+        await self._start_agents(web, stack)
         runtime = self._scheduler.runtime
         if runtime is None:  # stopped while it was starting
             return
+        await self._keep_house(runtime, stack)
         self._teach_metrics(runtime)
         health = Health(self._pings(runtime))
         stack.push_async_callback(health.aclose)
         self._start_dead_man(runtime, health, stack)
         if web is not None:
-            await self._serve(web, health, stack)
+            await self._show_health(web, health, stack)
         await self._take_commands(health, own)
         stack.callback(self._say_stopping)
         await self._remember_successes(runtime)
@@ -197,6 +210,52 @@ class Daemon:
 
     def _silent_for(self) -> float | None:
         return self._scheduler.seconds_since_tick if self._scheduler.running else None
+
+    def _watch_for_stalls(self, stack: AsyncExitStack) -> None:
+        watch = StallWatch(self.settings.daemon.stall_after.total_seconds())
+        self._scheduler.events.subscribe(watch.note)
+        watch.start()
+        stack.push_async_callback(watch.aclose)
+
+    async def _start_agents(self, web: WebServer | None, stack: AsyncExitStack) -> None:
+        """Open everything; on a full disk serve the endpoints, say so, and wait for room: no crash loop."""
+        await self._space.look()  # gives up the reserve if need be
+        try:
+            await self._scheduler.start()
+        except StoreFull as error:
+            await self._wait_for_room(error, web, stack)
+
+    async def _wait_for_room(self, error: StoreFull, web: WebServer | None, stack: AsyncExitStack) -> None:
+        async def storage() -> str:
+            raise error
+
+        if web is not None:
+            await self._show_health(web, Health([Ping("storage", storage)]), stack)
+        _log.warning("waiting for room on the disk: %s", error)
+        notify(f"READY=1\nSTATUS=waiting for room on the disk: {error}")
+        while True:
+            await asyncio.sleep(LOW_LOOK_EVERY_S)
+            notify("WATCHDOG=1")  # the scheduler, which does it later, has not begun
+            await self._space.look()
+            with suppress(StoreFull):
+                await self._scheduler.start()
+                _log.info("there is room on the disk again: going on with the start")
+                return
+
+    async def _keep_house(self, runtime: Runtime, stack: AsyncExitStack) -> None:
+        """Look after the room on the disk, backups, and what is old, until the end."""
+        from daemon.housekeeping import JOBS, Housekeeping  # noqa: PLC0415 - loads SQLAlchemy
+
+        runtime.db.on_full = self._space.give_way
+        await self._space.look()
+        self.housekeeping = house = Housekeeping(runtime.db, self.settings)
+        self._metrics.read_state_from(
+            lambda: bool(self._space.trouble), {job: partial(house.failing, job) for job in JOBS}
+        )
+        for name, work in (("space", self._space.run()), ("housekeeping", house.run())):
+            task = asyncio.create_task(work, name=name)
+            stack.push_async_callback(_ended, task)
+        stack.push_async_callback(house.aclose)
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
@@ -246,8 +305,16 @@ class Daemon:
         tables = {name: runtime.settings.agents.get(name, {}) for name in runtime.agent_names}
         return {name: str(table["ping_url"]) for name, table in tables.items() if table.get("ping_url")}
 
+    async def _show_health(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
+        if self._operations is None:
+            await self._serve(web, health, stack)
+        else:  # it was served while the start waited for room
+            self._operations.health = health
+
     async def _serve(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
+        from daemon.triggers.tokens import HookTokens  # noqa: PLC0415 - as above
         from daemon.web.app import build_app  # noqa: PLC0415 - as above
+        from daemon.web.hooks import Hooks  # noqa: PLC0415 - as above
         from daemon.web.ops import Operations  # noqa: PLC0415 - as above
 
         version = await asyncio.to_thread(program_version)
@@ -255,9 +322,32 @@ class Daemon:
         operations = Operations(metrics=self._metrics, health=health, version=version)
         self._operations = operations
         own = () if web.address[0] in _WILDCARDS else (self.settings.web.host,)
-        await web.start(build_app(operations, allowed_hosts=(*own, *self.settings.web.allowed_hosts)))
+        tokens = HookTokens(self.settings.daemon.data_dir)
+        hooks = Hooks(tokens=tokens, hooked=self._hooked, take=self._take_hook)
+        allowed = (*own, *self.settings.web.allowed_hosts)
+        await web.start(build_app(operations, hooks=hooks, allowed_hosts=allowed))
         self.lifecycle.add_stage(stack, "web", CLOSE_LIMIT_S, web.aclose)
         self.url = web.url
+
+    def _hooked(self) -> frozenset[str]:
+        """The agents that take webhooks."""
+        runtime = self._scheduler.runtime
+        names = () if runtime is None else runtime.agent_names
+        tables = {} if runtime is None else runtime.settings.agents
+        return frozenset(name for name in names if tables.get(name, {}).get("webhook") is True)
+
+    async def _take_hook(self, agent: str) -> str:
+        """An authorised request asks for an agent; returns why it is not run, empty if it is."""
+        runtime = self._scheduler.runtime
+        if runtime is None or not self._scheduler.running or self.lifecycle.stopping.is_set():
+            return "the program is stopping"
+        status = await runtime.states.get(agent)
+        if status.state is not AgentState.ACTIVE:
+            way_out = f"askfirst agents resume {agent}"
+            return f"it is {status.state}{status.reason and f': {status.reason}'}; resume it with: {way_out}"
+        if self._scheduler.trigger(agent, "webhook"):
+            return ""
+        return f"it is not scheduled; see: askfirst agents why {agent}"
 
     def _teach_metrics(self, runtime: Runtime) -> None:
         self._metrics.expect_agents({*runtime.registry.names(), *runtime.agent_names})
@@ -299,6 +389,7 @@ class Daemon:
         return [
             Ping("database", database),
             Ping("scheduler", scheduler),
+            Ping("storage", self._space.ping),
             Ping("model", model, required=False),
         ]
 
@@ -349,13 +440,20 @@ class Daemon:
         waiting: set[asyncio.Task[Any]] = {stop}
         if self._web is not None:
             waiting.add(asyncio.create_task(self._web.ended()))
+        disk = None
+        if self._scheduler.runtime is not None:
+            disk = asyncio.create_task(self._scheduler.runtime.db.given_up.wait())
+            waiting.add(disk)
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        broken = not stop.done()
+        broken, failed = not stop.done(), disk is not None and disk.done()
         for task in waiting:
             task.cancel()
         results = await asyncio.gather(*waiting, return_exceptions=True)
         if not broken:
             return ExitCode.OK
+        if failed:
+            _log.error("ending: the disk fails again and again; a new start looks through the database")
+            return ExitCode.FAILED
         errors = [result for result in results if isinstance(result, Exception)]
         _log.error("the web endpoints ended by themselves", exc_info=errors[0] if errors else None)
         return ExitCode.FAILED
@@ -363,6 +461,11 @@ class Daemon:
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def program_version() -> str:

@@ -36,6 +36,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "prompts": ("daemon.commands.prompts", "See and change what the agents' models are asked."),
     "config": ("daemon.commands.config", "Check and explain the configuration."),
     "service": ("daemon.commands.service", "Make the program a service, and look after it."),
+    "backup": ("daemon.commands.backup", "Make a copy of the database, and list those there are."),
+    "restore": ("daemon.commands.restore", "Put a backup in the place of the database."),
     "doctor": ("daemon.commands.doctor", "Check that everything this program needs works."),
 }
 """Each command's module, which has it as `command`, and its line in the list of commands."""

@@ -3,7 +3,8 @@
 DaemonError                 1   something failed
 |-- SettingsError          78   the configuration cannot work; every problem at once
 |-- StoreError              1   the database cannot be read or written now
-|   `-- StoreTooNew        78   a newer version of the program wrote it; untouched
+|   |-- StoreTooNew        78   a newer version of the program wrote it; untouched
+|   `-- StoreFull           1   the disk is full; recovers by itself
 |-- ProposalNotFound        1   no proposal of that number
 |-- DecisionRefused         1   the life cycle, the approvers or the digest forbid it
 `-- AddressInUse            1   the port of the web endpoints is taken
@@ -80,6 +81,10 @@ class StoreTooNew(StoreError):
     """A newer version of the program wrote the database; it was left untouched."""
 
     exit_code = ExitCode.CONFIGURATION
+
+
+class StoreFull(StoreError):
+    """The disk is full: nothing was written, and what was acknowledged is safe."""
 
 
 class ProposalNotFound(DaemonError):

@@ -12,8 +12,8 @@ from pydantic import BaseModel, SecretStr
 from agents.base import BaseAgent
 from agents.errors import AgentError, AgentSettingsError
 from agents.registry import AgentRegistry
-from agents.schedule import Schedule
 from daemon.errors import SettingsError, SettingsProblem
+from daemon.roster import Entry, entry_of
 from daemon.runtime import Runtime, agents_of, assemble, select
 from daemon.selection import open_client
 from daemon.settings import Settings
@@ -36,12 +36,12 @@ class Prepared:
 
     Attributes:
         runtime: what is above the database, made by it.
-        schedules: when each of its agents is due.
+        entries: how each of its agents is run and when it is due.
         differences: what is different from the old one, a sentence each.
     """
 
     runtime: Runtime
-    schedules: Mapping[str, Schedule]
+    entries: Mapping[str, Entry]
     differences: tuple[str, ...]
 
 
@@ -60,9 +60,9 @@ async def prepare(
     Raises:
         SettingsError: it cannot work, or changes what needs a restart. Nothing was opened, nothing changed.
     """
-    registry = AgentRegistry(settings.daemon.plugin_dir)
+    registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
     names = agents_of(settings, registry, agents)
-    classes, schedules = await asyncio.to_thread(_check_agents, settings, registry, names)
+    classes, entries = await asyncio.to_thread(_check_agents, settings, registry, names)
     told = await asyncio.to_thread(_differences, old, settings, classes)
     _refuse_restart(settings, told)
     try:
@@ -77,19 +77,19 @@ async def prepare(
     runtime = assemble(
         settings, old.db, registry=registry, names=names, selection=selection, llm=llm, events=old.events
     )
-    return Prepared(runtime=runtime, schedules=schedules, differences=tuple(text for _, text in told))
+    return Prepared(runtime=runtime, entries=entries, differences=tuple(text for _, text in told))
 
 
 def _check_agents(
     settings: Settings, registry: AgentRegistry, names: Iterable[str]
-) -> tuple[dict[str, type[BaseAgent]], dict[str, Schedule]]:
+) -> tuple[dict[str, type[BaseAgent]], dict[str, Entry]]:
     classes: dict[str, type[BaseAgent]] = {}
-    schedules: dict[str, Schedule] = {}
+    entries: dict[str, Entry] = {}
     problems: list[SettingsProblem] = []
     for name in names:
         try:
             classes[name] = registry.get(name)
-            schedules[name] = settings.agent_config(name, classes[name]).schedule
+            entries[name] = entry_of(settings, name, classes[name])
         except AgentSettingsError as error:
             for key, text in error.problems:
                 problems.append(settings.sources.problem(("agents", name, *key.split(".")), text))
@@ -97,7 +97,7 @@ def _check_agents(
             problems.append(settings.sources.problem(("agents", name), str(error)))
     if problems:
         raise SettingsError(problems)
-    return classes, schedules
+    return classes, entries
 
 
 def _differences(

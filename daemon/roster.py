@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
-from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agents.errors import AgentError
 from agents.schedule import Schedule
 from daemon.clock import LONGEST_SPREAD, spread_of
+from daemon.discipline import held_until
 from daemon.events import (
     AgentState,
     AgentStateChanged,
@@ -27,7 +28,11 @@ from daemon.timing import Timing
 from daemon.totals import iso
 
 if TYPE_CHECKING:
+    from agents.base import BaseAgent
+    from agents.config import AgentConfig
     from daemon.runtime import Runtime
+    from daemon.settings import Settings
+    from daemon.triggers import Triggers
     from llm import Selection
 
 _log = logging.getLogger(__name__)
@@ -44,40 +49,41 @@ class Roster:
         timing: calls them when they are due.
 
     Attributes:
-        schedules: when each agent is due.
+        entries: how each agent is run and when it is due.
         problems: why an agent cannot be scheduled.
     """
 
     def __init__(self, timing: Timing) -> None:
-        self.schedules: dict[str, Schedule] = {}
+        self.entries: dict[str, Entry] = {}
         self.problems: dict[str, str] = {}
         self._timing = timing
         self._since: dict[str, datetime] = {}
-        self._triggers: Any = None
+        self._triggers: Triggers | None = None
 
     async def enter(self, runtime: Runtime, runs: Mapping[str, RunResult]) -> None:
         """Schedule the runtime's agents; one that cannot be scheduled does not stop the others."""
         # In a thread: agents are imported, and the time zone of the machine is read.
-        self.schedules, self.problems = await asyncio.to_thread(_schedules_of, runtime)
+        self.entries, self.problems = await asyncio.to_thread(_entries_of, runtime)
         for name, problem in self.problems.items():
             _log.error("an agent cannot be scheduled: %s", problem, extra={"agent": name})
-        await self._add(runtime, runs, self.schedules)
+        await self._add(runtime, runs, self.entries)
 
     async def change(
-        self, runtime: Runtime, runs: Mapping[str, RunResult], schedules: Mapping[str, Schedule]
+        self, runtime: Runtime, runs: Mapping[str, RunResult], entries: Mapping[str, Entry]
     ) -> None:
         """Go on with other agents and schedules; those that stay keep their last due times."""
         await self.stop_triggers()
-        before, self.schedules = self.schedules, dict(schedules)
+        before, self.entries = self.entries, dict(entries)
         self.problems.clear()
-        for name in before.keys() - schedules.keys():
+        for name in before.keys() - entries.keys():
             self._timing.remove(name)
             self._timing.crew.backends.pop(name, None)
             self._since.pop(name, None)
-        for name in before.keys() & schedules.keys():
+        for name in before.keys() & entries.keys():
             self._timing.crew.backends[name] = backends_of(runtime.selection, name)
-            self._timing.change(name, schedules[name], _spread(name, schedules[name], len(schedules)))
-        await self._add(runtime, runs, schedules.keys() - before.keys())
+            schedule = entries[name].schedule
+            self._timing.change(name, schedule, _spread(name, schedule, len(entries)))
+        await self._add(runtime, runs, entries.keys() - before.keys())
         await self.start_triggers(runtime)
 
     async def _add(self, runtime: Runtime, runs: Mapping[str, RunResult], names: Iterable[str]) -> None:
@@ -85,7 +91,7 @@ class Roster:
         now = datetime.now(UTC)
         due_times = await runtime.due_times.newest(now)
         states = await runtime.states.all()
-        for name in self.schedules:
+        for name in self.entries:
             if name not in names:
                 continue
             await asyncio.sleep(0)  # a thousand agents must not keep the loop from its other work
@@ -95,8 +101,8 @@ class Roster:
                 last = newest if newest <= now else None
             if last is not None:
                 self._since[name] = last
-            schedule = self.schedules[name]
-            spread = _spread(name, schedule, len(self.schedules))
+            schedule = self.entries[name].schedule
+            spread = _spread(name, schedule, len(self.entries))
             self._timing.crew.backends[name] = backends_of(runtime.selection, name)
             self._timing.add(name, schedule, last=last, newest=newest, spread=spread)
             if name in states:
@@ -133,9 +139,11 @@ class Roster:
             self._timing.release(status.agent, STATE)
         else:
             self._timing.hold(status.agent, STATE, Hold(reason=_why(status), drops=True))
-        if status.held_until is not None and status.held_until > datetime.now(UTC):
+        entry = self.entries.get(status.agent)
+        until = held_until(status, datetime.now(UTC), () if entry is None else entry.config.backoff)
+        if until is not None:
             because = status.held_because or "it failed"
-            hold = Hold(reason=f"left alone for a while: {because}", until=status.held_until)
+            hold = Hold(reason=f"left alone for a while: {because}", until=until)
             self._timing.hold(status.agent, WAIT, hold)
         else:
             self._timing.release(status.agent, WAIT)
@@ -149,7 +157,7 @@ class Roster:
         """What keeps the agent from running now, one sentence each, with the way out."""
         if name in self.problems:
             return (f"it cannot be scheduled: {self.problems[name]}",)
-        if name not in self.schedules:
+        if name not in self.entries:
             return (f"it is not enabled: add a table [agents.{name}] to the configuration",)
         now = datetime.now(UTC)
         found = []
@@ -158,7 +166,7 @@ class Roster:
             end = f"`askfirst agents resume {name}` ends that"
             also = ", a successful run by hand too" if kind == WAIT else ""
             found.append(f"{hold.reason}{until}; {end}{also}")
-        quiet = self.schedules[name].quiet_until(now)
+        quiet = self.entries[name].schedule.quiet_until(now)
         if quiet is not None:
             found.append(
                 f"it is quiet time until {_shown(quiet)} (quiet); `askfirst agents run {name}` runs it now"
@@ -171,14 +179,17 @@ class Roster:
     async def start_triggers(self, runtime: Runtime) -> None:
         """Watch the files, calendars and runs that make agents due."""
         watched = {
-            name: schedule
-            for name, schedule in self.schedules.items()
-            if schedule.after or schedule.watch or schedule.before is not None
+            name: entry.schedule
+            for name, entry in self.entries.items()
+            if entry.schedule.after or entry.schedule.watch or entry.schedule.before is not None
         }
-        if not watched or (module := await asyncio.to_thread(_triggers_module)) is None:
+        if not watched:
             return
+        await asyncio.to_thread(import_module, "daemon.triggers")
+        from daemon.triggers import Triggers  # noqa: PLC0415 - only where something is to be watched
+
         base_dir = runtime.settings.base_dir
-        self._triggers = module.Triggers(watched, base_dir, self._timing.trigger, since=dict(self._since))
+        self._triggers = Triggers(watched, base_dir, self._timing.trigger, since=dict(self._since))
         await self._triggers.start()
 
     async def stop_triggers(self) -> None:
@@ -193,20 +204,34 @@ class Roster:
             self._triggers.clock_changed()
 
 
-def _schedules_of(runtime: Runtime) -> tuple[dict[str, Schedule], dict[str, str]]:
-    """When each agent is due, and why those that cannot be scheduled cannot."""
-    schedules: dict[str, Schedule] = {}
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """How an agent is run, and when it is due by that."""
+
+    config: AgentConfig
+    schedule: Schedule
+
+
+def entry_of(settings: Settings, name: str, agent: type[BaseAgent]) -> Entry:
+    """An agent's entry; reads the time zone of this machine from the disk.
+
+    Raises:
+        AgentSettingsError: its table cannot work.
+    """
+    config = settings.agent_config(name, agent)
+    return Entry(config, config.schedule)
+
+
+def _entries_of(runtime: Runtime) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Each agent's entry, and why those that cannot be scheduled cannot."""
+    entries: dict[str, Entry] = {}
     problems: dict[str, str] = {}
     for name in runtime.agent_names:
         try:
-            schedules[name] = runtime.settings.agent_config(name, runtime.registry.get(name)).schedule
+            entries[name] = entry_of(runtime.settings, name, runtime.registry.get(name))
         except AgentError as error:
             problems[name] = str(error)
-    return schedules, problems
-
-
-def _triggers_module() -> Any:
-    return import_module("daemon.triggers") if find_spec("daemon.triggers") is not None else None
+    return entries, problems
 
 
 def _why(status: AgentStatus) -> str:

@@ -356,6 +356,8 @@ class AgentScheduler:
         timing.on_clock_change = self._clock_changed
         if self._refused is not None:
             timing.hold_all(Hold(reason=self._refused))
+        await runtime.runner.recover(runtime.agent_names)
+        await runtime.runner.reconsider(runtime.agent_names)
         runs = await runtime.runs.newest()
         self._totals.last.update(runs)
         await roster.enter(runtime, runs)
@@ -378,7 +380,8 @@ class AgentScheduler:
         self._crew.size = settings.daemon.max_concurrent_runs
         self._crew.per_backend = settings.daemon.max_runs_per_backend
         self._retire(old, new.runtime)
-        await roster.change(new.runtime, await new.runtime.runs.newest(), new.schedules)
+        await roster.change(new.runtime, await new.runtime.runs.newest(), new.entries)
+        await new.runtime.runner.reconsider(new.runtime.agent_names)
 
     def _retire(self, old: Runtime, new: Runtime) -> None:
         """Close what only the old configuration needs when the runs that are under way have ended."""

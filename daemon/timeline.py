@@ -136,7 +136,7 @@ class Timeline:
     loose: bool = False
     _every: timedelta | None = None
     _base: datetime = datetime.min.replace(tzinfo=UTC)  # noqa: RUF009 - a constant
-    _fresh: bool = True
+    _behind: bool = False  # it began at a time of day before what was settled already
     _cause: Cause | None = None
     _delayed: datetime | None = None
     _eventful: bool = False
@@ -156,6 +156,7 @@ class Timeline:
         self.newest = newest if last is None or newest is None else max(last, newest)
         if self.newest is None:
             self.newest = last
+        self._behind = self.newest is not None and self.newest > now
         self._adopt(self.schedule)
         self._base = now if last is None else min(last, now)
         if self._every is None:
@@ -240,10 +241,14 @@ class Timeline:
         elif cause is not None and policy == "skip":
             self._settle(dues, _gone(cause), cause.reason)
             self.loose = True
-        elif cause is not None and policy == "once" and self._every and not self._waiting and dues.last < now:
+        elif cause is not None and policy == "once" and self._is_long_past(dues.last, now):
             self._begin_anew(dues, cause, now)
         else:
             self._join(dues, cause, "schedule")
+
+    def _is_long_past(self, due: datetime, now: datetime) -> bool:
+        """Whether the next due time of an interval comes sooner than that one is past."""
+        return self._every is not None and not self._waiting and now - due >= self._every / 2
 
     def _begin_anew(self, dues: Dues, cause: Cause, now: datetime) -> None:
         """An interval that was missed is due now, and counts from here: no second run soon after this one."""
@@ -271,7 +276,7 @@ class Timeline:
                 following = dues.last
                 dues = self.schedule.between(self._base, following - TICK)
         self._base = first if dues is None else dues.last
-        self._fresh = False
+        self._behind = False
         self._plan(following)
         return dues
 
@@ -563,15 +568,17 @@ class Timeline:
             replace(each, due=shifted(each.due, step, now), last=shifted(each.last, step, now))
             for each in self._older
         ]
-        if self._fresh and self.newest is not None and self.due is not None and self.newest <= now:
+        if self._behind and self.newest is not None and self.due is not None and self.newest <= now:
             # It began with a wrong clock (in 1970, say): only now is it known how long ago the last one was.
+            self._behind = False
             due = first_due(now, every, self.newest, self.spread)
             if due < self.due:
                 self._base = due - every
                 self._plan(due)
 
     def _recount(self, step: timedelta, now: datetime) -> None:
-        if self._fresh and self.newest is not None and self.newest <= now:
+        if self._behind and self.newest is not None and self.newest <= now:
+            self._behind = False
             self._base = max(self._base, self.newest)
         self._base = min(self._base, now)
         self._plan(self.schedule.due_after(self._base, self._base))

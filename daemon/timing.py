@@ -273,7 +273,7 @@ class Timing:
         if self._settle is None:
             return
         self._unsettled += loose
-        if loose and self._settling is None:
+        if self._unsettled and (self._settling is None or self._settling.done()):
             self._settling = asyncio.create_task(self._record(), name="due times")
             self._settling.add_done_callback(self._recorded)
 
@@ -297,6 +297,5 @@ class Timing:
             del self._unsettled[: len(rows)]
 
     def _recorded(self, task: asyncio.Task[None]) -> None:
-        self._settling = None
         if not task.cancelled() and task.exception() is not None:
             _log.error("due times were not recorded", exc_info=task.exception())

@@ -94,7 +94,7 @@ def _check_names(settings: Settings, names: Sequence[str]) -> None:
     from agents.errors import AgentNotFound  # noqa: PLC0415 - beside what it is needed for
     from agents.registry import AgentRegistry  # noqa: PLC0415 - loads the agents
 
-    registry = AgentRegistry(settings.daemon.plugin_dir)
+    registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
     for name in names:
         try:
             registry.get(name)

@@ -31,7 +31,7 @@ NOT_RUNNING = 3
     "service",
     short_help="Make the program a service, and look after it.",
     epilog=examples(
-        "askfirst service install --user --dry-run    see what would be written",
+        "askfirst service install --user --dry-run",
         "sudo askfirst service install --system",
         "askfirst service status",
     ),
@@ -191,7 +191,9 @@ def _carry_out(screen: Screen, machine: Machine, plan: Plan, *, nothing: str) ->
     return ExitCode.OK
 
 
-@command.command(epilog=examples("sudo askfirst service uninstall --system"))
+@command.command(
+    epilog=examples("askfirst service uninstall --user", "sudo askfirst service uninstall --system")
+)
 @scope_options
 @click.option("--dry-run", is_flag=True, help="Show what would be done; do nothing.")
 @command_options

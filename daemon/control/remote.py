@@ -55,7 +55,7 @@ class RemoteRuntime:
         """The agents there are, as this process finds them."""
         from agents.registry import AgentRegistry  # noqa: PLC0415 - loads the agents, which few commands need
 
-        return AgentRegistry(self.settings.daemon.plugin_dir)
+        return AgentRegistry(self.settings.daemon.plugin_dir, apart=True)
 
     def __getattr__(self, name: str) -> Any:
         """Say what is wrong with a command that takes more for granted."""

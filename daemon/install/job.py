@@ -6,12 +6,12 @@ import json
 import os
 import pwd
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from daemon.errors import DaemonError, ExitCode, SettingsError
+from daemon.errors import DaemonError, ExitCode, SettingsError, SettingsProblem
 from daemon.install import launchd, systemd
 from daemon.install.grants import Grants
 from daemon.install.launchd import config_in
@@ -77,8 +77,24 @@ class Installation:
     def plan(self, *, start: bool) -> Plan:
         """The steps of it."""
         if self.machine.platform == "macos":
-            return launchd.install_plan(self.site, self.machine, start=start)
-        return systemd.install_plan(self.site, self.grants, self.machine, start=start)
+            plan = launchd.install_plan(self.site, self.machine, start=start)
+        else:
+            plan = systemd.install_plan(self.site, self.grants, self.machine, start=start)
+        return replace(plan, notes=(*plan.notes, *self._notes()))
+
+    def _notes(self) -> Iterator[str]:
+        """What works and surprises."""
+        if self.settings is None:
+            return
+        daemon = self.settings.sources.table.get("daemon", {})
+        if self.site.is_system and "data_dir" not in daemon:
+            yield (
+                f"commands that you type look for the database elsewhere: write data_dir = "
+                f'"{self.site.data_dir}" into the table [daemon] of {self.site.config}'
+            )
+        unseen = sorted(name for name in os.environ if name.startswith(("LLM_", "ASKFIRST_")))
+        if unseen:
+            yield f"the service sees no variable of your shell; these are set there: {', '.join(unseen)}"
 
     @property
     def obstacles(self) -> list[str]:
@@ -123,13 +139,14 @@ class Installation:
                 f"there is no configuration {config}: write it first, see docs/configuration.md"
             )
             return None
+        by_itself = self.machine.uid != 0 or not self.machine.is_real
         try:
             # Agents of the plugin folder are not loaded by root: whoever may write there would become it.
-            settings = load_settings(place, self._environ(), check_agents=self.machine.uid != 0)
+            settings = load_settings(place, self._environ(), check_agents=by_itself)
         except SettingsError as error:
             self.problems += map(str, error.problems)
             return None
-        if self.machine.uid == 0:
+        if not by_itself:
             self.problems += _checked_by_the_user(self.machine, self.scope, config)
         return settings
 
@@ -143,19 +160,19 @@ class Installation:
             return [without_systemd(self.site)]
         if self.site.is_system and machine.uid != 0:
             return [
-                "a service of the machine needs root: sudo askfirst service install --system; or use --user"
+                "a service of the machine needs root: sudo askfirst service install --system; or use --user",
             ]
         return []
 
     def _of_the_program(self) -> list[str]:
         site, found = self.site, []
-        if self.machine.is_real and not os.access(site.program, os.X_OK):
-            found.append(
-                f"{site.program} is not there: install Askfirst into this environment with pip first"
-            )
+        if not self.machine.is_real:
+            return []
+        if not os.access(site.program, os.X_OK):
+            found.append(f"{site.program} is not there: install Askfirst into this environment first")
         found += [
-            f"{path} is in a home, which a service of the machine does not see; put it elsewhere, the program "
-            "for example into an environment made with `python3 -m venv /opt/askfirst`, or use --user"
+            f"{path} is in a home, which a service of the machine does not see; put it elsewhere, the "
+            "program for example into an environment of `python3 -m venv /opt/askfirst`, or use --user"
             for path in site.hidden(*_read_folders(self.settings))
         ]
         return found
@@ -237,7 +254,12 @@ def _checked_by_the_user(machine: Machine, scope: Scope, config: Path) -> list[s
     except (ValueError, KeyError, TypeError):
         problems = []
     said = [
-        f"{problem.get('source')}: {problem.get('key')}: {problem.get('message')}" for problem in problems
+        str(
+            SettingsProblem(
+                **{name: problem[name] for name in ("key", "message", "source", "line", "variable")}
+            )
+        )
+        for problem in problems
     ]
     return said or [f"the user {user.pw_name} cannot check {config}: {done.stderr.strip()[-500:]}"]
 

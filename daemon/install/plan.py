@@ -6,7 +6,7 @@ import contextlib
 import grp
 import os
 import pwd
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -219,14 +219,6 @@ class Carrier:
     def _changed(self, what: str) -> None:
         self.changed = True
         self.tell(what)
-
-
-def foreign(machine: Machine, files: Sequence[Path]) -> Iterator[Path]:
-    """Those of `files` that are there and were not written by us."""
-    for path in files:
-        text = _read(machine.place(path))
-        if text is not None and not is_ours(text):
-            yield path
 
 
 def user_exists(name: str) -> bool:

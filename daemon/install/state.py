@@ -6,7 +6,6 @@ import http.client
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -158,7 +157,7 @@ def health_at(address: str) -> Health:
         connection.request("GET", "/readyz")
         answer: Any = json.loads(connection.getresponse().read(65536))
         found = answer.get("checks", {}) if isinstance(answer, dict) else {}
-        told = tuple((str(name), _told(value)) for name, value in _items(found))
+        told = tuple((str(name), _told(value)) for name, value in found.items())
         ready = isinstance(answer, dict) and answer.get("status") == "ready"
         return Health(reached=True, ready=ready, parts=told, address=address)
     except (OSError, ValueError, http.client.HTTPException):
@@ -167,29 +166,17 @@ def health_at(address: str) -> Health:
         connection.close()
 
 
-def _items(found: Any) -> list[tuple[Any, Any]]:
-    if isinstance(found, dict):
-        return list(found.items())
-    return [(entry.get("name", ""), entry) for entry in found] if isinstance(found, list) else []
+_WORDS = {True: "works", False: "does not work", None: "not known yet"}
 
 
 def _told(value: Any) -> str:
     if not isinstance(value, dict):
         return str(value)
-    state = value.get("status") or ("works" if value.get("ok") else "does not work")
-    words = value.get("message") or value.get("detail") or value.get("error") or ""
-    return f"{state}: {words}" if words else str(state)
+    word = _WORDS.get(value.get("ok"), "not known yet")
+    return f"{word}: {value['detail']}" if value.get("detail") else word
 
 
 def address_in(status: str) -> str | None:
     """The address of the web endpoints in the line that the program keeps for systemd."""
     found = re.search(r"http://\S+", status)
     return found.group(0) if found else None
-
-
-def last_lines(file: Path, count: int) -> list[str]:
-    """The last lines of a log file, without reading all of it."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        stream.seek(max(0, size - 64 * 1024))
-        return stream.read().decode(errors="replace").splitlines()[-count:]

@@ -83,14 +83,21 @@ def install_plan(site: Site, grants: Grants, machine: Machine, *, start: bool = 
 def _user_steps(site: Site, machine: Machine) -> list[Step]:
     if site.user != USER:
         return []
-    exists = lambda _machine, _changed: user_exists(USER)  # noqa: E731
     if machine.has("systemd-sysusers") or not machine.is_this_kind:
         return [
             File(path=SYSUSERS, text=marked(template("askfirst.sysusers"))),
-            Call(words=("systemd-sysusers", str(SYSUSERS)), why="makes the user askfirst", unneeded=exists),
+            Call(
+                words=("systemd-sysusers", str(SYSUSERS)),
+                why="makes the user askfirst",
+                unneeded=_has_its_user,
+            ),
         ]
     words = ("useradd", "--system", "--home-dir", str(STATE_DIR), "--shell", "/usr/sbin/nologin", USER)
-    return [Call(words=words, why="makes the user askfirst", unneeded=exists)]
+    return [Call(words=words, why="makes the user askfirst", unneeded=_has_its_user)]
+
+
+def _has_its_user(_machine: Machine, _changed: bool) -> bool:  # noqa: FBT001 - as a step asks it
+    return user_exists(USER)
 
 
 def _folder_steps(site: Site) -> list[Step]:
@@ -132,12 +139,11 @@ def _activation(site: Site, *, start: bool) -> list[Step]:
 def uninstall_plan(site: Site, machine: Machine) -> Plan:
     """The steps that remove what was installed; the data and the configuration stay."""
     control = systemctl(site)
-    absent = lambda machine, _changed: not machine.place(site.unit).exists()  # noqa: E731
     steps: list[Step] = [
         Call(
             words=(*control, "disable", "--now", SERVICE),
             why="stops it, now and with the machine",
-            unneeded=absent,
+            unneeded=lambda machine, _changed: not machine.place(site.unit).exists(),
         ),
         Removal(path=site.drop_in),
         Removal(path=site.unit),

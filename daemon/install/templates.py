@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from daemon.errors import DaemonError
 from daemon.guard import ROOT
 
@@ -20,9 +18,3 @@ def template(name: str) -> str:
             return place.read_text(encoding="utf-8")
     msg = f"this installation lacks the file systemd/{name}; install Askfirst again"
     raise DaemonError(msg)
-
-
-def folder_of_drop_ins() -> Path:
-    """Where the examples of drop-ins are."""
-    packed = ROOT / "daemon" / "_data" / "systemd" / "drop-ins"
-    return packed if packed.is_dir() else ROOT / "systemd" / "drop-ins"

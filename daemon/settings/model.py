@@ -521,6 +521,11 @@ class Settings(BaseModel):
         return self.daemon.prompts_dir or self.base_dir / "prompts"
 
     @property
+    def backup_dir(self) -> Path:
+        """The folder of the backups, whether it exists or not."""
+        return self.backup.dir or self.daemon.data_dir / "backups"
+
+    @property
     def enabled_agents(self) -> tuple[str, ...]:
         """The agents that have a table without `enabled = false`, in the order of the file."""
         return tuple(name for name, table in self.agents.items() if table.get("enabled", True) is not False)

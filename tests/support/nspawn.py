@@ -1,8 +1,8 @@
 """A small Debian of our own with a real systemd as its first process, in a container of systemd-nspawn.
 
-Needs root, systemd-nspawn and mmdebstrap (Debian packages systemd-container and mmdebstrap). The system is made
-once, from the mirror that this machine's own apt uses, and kept in `.tools/`. It runs the interpreter and the
-packages of this test run and the code of this checkout, all mounted read-only, as an environment in /opt/askfirst.
+Needs root, systemd-nspawn and mmdebstrap (Debian packages systemd-container and mmdebstrap). The system is
+made once, from the mirror that this machine's own apt uses, and kept in `.tools/`. It runs the interpreter
+and the packages of this test run and the code of this checkout, all mounted read-only, in /opt/askfirst.
 """
 
 from __future__ import annotations
@@ -181,6 +181,7 @@ def booted(folder: Path) -> Iterator[Container]:
         (container,) = _inside(process, folder / "console")
         container.write("/etc/ld.so.conf.d/python.conf", f"{INTERPRETER}/lib\n")
         container.run("ldconfig")
+        container.write("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n")
         yield container
         container.run("systemctl", "poweroff", check=False)
         process.wait(30)

@@ -102,7 +102,7 @@ async def test_it_runs_agents_serves_its_endpoints_and_says_so(
         ready = await client.get("/readyz")
         assert ready.status_code == 200
         checks = ready.json()["checks"]
-        assert set(checks) == {"database", "scheduler", "model"}
+        assert set(checks) == {"database", "scheduler", "storage", "model"}
         assert checks["database"]["detail"] == "1 proposals"
         assert (await client.get("/healthz")).status_code == 200
     assert found['askfirst_llm_prompt_tokens_total{backend="mock",model="mock"}'] > 0
