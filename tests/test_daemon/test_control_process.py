@@ -57,7 +57,7 @@ class SlowAgent(BaseAgent):
 
 @pytest.fixture
 def garden(tmp_path: Path) -> Program:
-    return Program.with_garden(tmp_path, *BEDS)
+    return Program.with_garden(tmp_path, *BEDS, settings='isolation = "none"')
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def without_times(text: str) -> list[list[str]]:
 
 
 def test_a_run_that_fails_is_told_through_it_too(tmp_path: Path) -> None:
-    program = Program.with_garden(tmp_path, *BEDS, settings="fail = true")
+    program = Program.with_garden(tmp_path, *BEDS, settings='fail = true\nisolation = "none"')
     with daemon_of(program) as daemon:
         done = daemon.call("--once")
         assert done.code == 1, done
@@ -207,7 +207,9 @@ sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in chi
 
 
 def test_twenty_commands_at_once_are_all_carried_out_once(tmp_path: Path) -> None:
-    program = Program.with_garden(tmp_path, *(f"bed{n} dry" for n in range(20)))
+    program = Program.with_garden(
+        tmp_path, *(f"bed{n} dry" for n in range(20)), settings='isolation = "none"'
+    )
     with daemon_of(program) as daemon:
         daemon.wait_for("run finished")
         done = subprocess.run(
@@ -344,7 +346,7 @@ def test_a_daemon_that_hangs_lets_read_and_refuses_to_write_beside_it(running: D
 def test_a_data_folder_with_a_long_path_works_all_the_same(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 60) / ("e" * 60)
     deep.mkdir(parents=True)
-    program = Program.with_garden(deep, *BEDS)
+    program = Program.with_garden(deep, *BEDS, settings='isolation = "none"')
     data = deep / "data"
     assert len(os.fsencode(data / SOCKET)) > LONGEST_PATH
     with daemon_of(program) as daemon:

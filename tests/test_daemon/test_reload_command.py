@@ -22,7 +22,7 @@ BEDS = ("leeks dry", "kale wet", "beans dry")
 
 @pytest.fixture
 def garden(tmp_path: Path) -> Program:
-    return Program.with_garden(tmp_path, *BEDS)
+    return Program.with_garden(tmp_path, *BEDS, settings='isolation = "none"')
 
 
 @pytest.fixture
