@@ -115,10 +115,10 @@ for line in lines:
             )
             assert "ok" in answers[1], answers
             assert answers[2]["error"]["kind"] == "NotAllowed"
-            (changed,) = daemon.said("proposal changed")
+            changed = daemon.wait_for("proposal changed")
             assert (changed["by"], changed["via"]) == ("nobody", "cli")
             assert daemon.call("proposals", "reject", "2", "--by", "ana").code == 0, "our own user still may"
-            assert daemon.said("proposal changed")[1]["by"] == "ana"
+            assert daemon.wait_for("proposal changed", 2)["by"] == "ana"
 
 
 plain = st.recursive(

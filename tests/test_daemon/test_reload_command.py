@@ -140,8 +140,8 @@ def test_a_key_that_came_with_a_reload_is_nowhere_in_the_log(garden: Program) ->
         path.write_text(f'{text}beds = "{key}"\n[llm]\napi_key = "{key}"\n')  # a file that there is not
         assert daemon.call("reload").code == 0
         assert daemon.call("--once").code == 1
-        failed = [line for line in daemon.said("run finished") if line["outcome"] == "failed"]
-        assert "[redacted]" in failed[0]["error"]
+        failed = daemon.wait_for("run finished", 2)
+        assert "[redacted]" in failed["error"]
         assert key not in daemon.log.read_text()
 
 
