@@ -21,7 +21,7 @@ from daemon.errors import DaemonError, ExitCode, SettingsError, StoreFull
 from daemon.events import AgentState, EventBus, RunOutcome
 from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
 from daemon.observability.health import Health, Ping
-from daemon.observability.logging import EventLog, configure_logging, dropped_lines, set_level
+from daemon.observability.logging import EventLog, adjust_logging, configure_logging, dropped_lines
 from daemon.observability.metrics import Metrics
 from daemon.observability.stalls import StallWatch
 from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
@@ -137,14 +137,18 @@ class Daemon:
         Raises:
             SettingsError: it cannot work, or changes what needs a restart; the old one stays in force.
         """
-        from daemon.settings import load_settings  # noqa: PLC0415 - loads pydantic
+        from daemon.settings import all_keys, load_settings  # noqa: PLC0415 - loads pydantic
 
         async with self._reloading:
+            # Told each time, also when the same problem as before is not told again.
+            _log.info("reading the configuration again", extra={"file": str(self.settings.config_file)})
             with self.lifecycle.reloading():
                 try:
                     settings = await asyncio.to_thread(
                         load_settings, self.settings.config_file, check_agents=True
                     )
+                    keys = await asyncio.to_thread(all_keys, settings)
+                    adjust_logging(self._fixed_level or self.settings.daemon.log_level, keys)
                     changes = await self._scheduler.reload(settings)
                 except SettingsError as error:
                     for problem in error.problems:
@@ -154,7 +158,7 @@ class Daemon:
                 self._space.follow(settings.daemon.min_free_bytes)
                 if self._house is not None:
                     self._house.follow(settings)
-                set_level(self._fixed_level or settings.daemon.log_level)
+                adjust_logging(self._fixed_level or settings.daemon.log_level)
         for text in (*settings.warnings, *changes):
             _log.info("the configuration was read again: %s", text)
         return changes
