@@ -53,8 +53,7 @@ class AgentMaker:
         Raises:
             AgentError: there is no such agent, it cannot be loaded, or its table cannot work.
         """
-        agent = await self._load(name)
-        return await asyncio.to_thread(self._settings.agent_config, name, agent)
+        return (await self._load(name))[1]
 
     @asynccontextmanager
     async def lent(self, name: str, **context: Any) -> AsyncIterator[BaseAgent]:
@@ -75,10 +74,11 @@ class AgentMaker:
         Raises:
             AgentError: it cannot be made; the message says why.
         """
-        config = await self.config(name)
+        agent, config = await self._load(name)
         entry = await asyncio.to_thread(self._registry.entry, name)
         isolated = is_isolated(config, entry)
-        agent = await (self._load(name) if isolated else asyncio.to_thread(self._registry.load, name))
+        if not isolated:
+            agent = await asyncio.to_thread(self._registry.load, name)
         filled = AgentContext(
             llm=self._llm,
             templates=None if isolated else self._templates_of(agent),
@@ -105,9 +105,9 @@ class AgentMaker:
             self._templates[agent] = templates_of(agent, self._settings.prompts_dir)
         return self._templates[agent]
 
-    async def _load(self, name: str) -> type[BaseAgent]:
-        # In a thread: the first time, modules are read from the disk.
-        return await asyncio.to_thread(_loaded, self._registry, name)
+    async def _load(self, name: str) -> tuple[type[BaseAgent], AgentConfig]:
+        # In a thread: the first time, modules and the rules of a time zone are read from the disk.
+        return await asyncio.to_thread(_loaded, self._registry, self._settings, name)
 
 
 def is_isolated(config: AgentConfig, entry: AgentEntry) -> bool:
@@ -125,10 +125,11 @@ def limits_of(config: AgentConfig) -> Limits:
     )
 
 
-def _loaded(registry: AgentRegistry, name: str) -> type[BaseAgent]:
+def _loaded(registry: AgentRegistry, settings: Settings, name: str) -> tuple[type[BaseAgent], AgentConfig]:
     import structlog  # noqa: F401, PLC0415 - for `_log_of`, which runs on the loop
 
-    return registry.get(name)
+    agent = registry.get(name)
+    return agent, settings.agent_config(name, agent)
 
 
 def _log_of(agent: str, run_id: str) -> Any:

@@ -19,7 +19,9 @@ from agents.context import ModelCall
 from agents.errors import AgentError
 from agents.proposal import Approvers, Decision, Evidence, Proposal, ProposalStatus
 from daemon.controls import Standing
+from daemon.errors import SettingsProblem
 from daemon.events import AgentState, AgentStatus, DueTime, Fate, RunOutcome, RunResult
+from daemon.store.rows import ProposalEvent
 from llm import (
     Capabilities,
     LLMConfig,
@@ -49,7 +51,9 @@ _CLASSES: Mapping[str, type] = MappingProxyType(
             LLMResponse,
             ModelCall,
             Proposal,
+            ProposalEvent,
             RunResult,
+            SettingsProblem,
             Standing,
             StreamEnd,
             TextChunk,
@@ -104,7 +108,15 @@ def loads(line: bytes | str) -> Any:
     """
     try:
         return from_plain(json.loads(line))
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError, AgentError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+        AgentError,
+    ) as error:
         msg = f"not a message of this program: {error}"
         raise ValueError(msg) from error
 

@@ -251,20 +251,26 @@ class ProposalDesk:
         self, ask: _Ask, action: str, allowed: frozenset[ProposalStatus], change: _Change
     ) -> Proposal:
         await self._each_due(_time_brings)
-        async with self._ledger.page() as page:
+
+        async def decide(page: Page) -> Proposal:
             proposal = await page.get(ask.proposal_id)
             decisions.check_status(proposal, action, allowed)
             name = decisions.check_person(proposal, ask.by)
             decisions.check_digest(proposal, ask.digest)
             return await change(page, proposal, ask.words(name))
 
+        return await self._ledger.write(decide)
+
     async def _each_due(self, change: _DueChange) -> tuple[Proposal, ...]:
         due = await self._store.due(self._now())
         if not due:
             return ()
-        async with self._ledger.page() as page:
+
+        async def change_all(page: Page) -> list[Proposal | None]:
             # Read again: between the look and this transaction somebody may have decided.
-            changed = [await change(page, await page.get(int(p.id or 0))) for p in due]
+            return [await change(page, await page.get(int(p.id or 0))) for p in due]
+
+        changed = await self._ledger.write(change_all)
         return tuple(proposal for proposal in changed if proposal is not None)
 
     async def _approve_and_apply(self, ask: _Ask) -> Proposal:
