@@ -62,6 +62,7 @@ class Daemon:
         ready: set when everything is open and agents are scheduled.
         housekeeping: makes backups, and forgets what is old; None before everything is open.
         url: where the web endpoints are, None before they are open or without them.
+        stalls: says which run keeps the loop, and counts; None before it runs.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Daemon:
         self.lifecycle = Lifecycle()
         self.ready = asyncio.Event()
         self.url: str | None = None
+        self.stalls: StallWatch | None = None
         self._fixed_level = log_level
         self._metrics = Metrics(dropped_lines=dropped_lines)
         self._scheduler = AgentScheduler(
@@ -208,10 +210,10 @@ class Daemon:
         return self._scheduler.seconds_since_tick if self._scheduler.running else None
 
     def _watch_for_stalls(self, stack: AsyncExitStack) -> None:
-        watch = StallWatch(self.settings.daemon.stall_after.total_seconds())
-        self._scheduler.events.subscribe(watch.note)
-        watch.start()
-        stack.push_async_callback(watch.aclose)
+        self.stalls = StallWatch(self.settings.daemon.stall_after.total_seconds())
+        self._scheduler.events.subscribe(self.stalls.note)
+        self.stalls.start()
+        stack.push_async_callback(self.stalls.aclose)
 
     async def _start_agents(self, web: WebServer | None, stack: AsyncExitStack) -> None:
         """Open everything; on a full disk serve the endpoints, say so, and wait for room: no crash loop."""
