@@ -61,6 +61,7 @@ class Daemon:
         lifecycle: how to ask it to stop, as a signal does.
         ready: set when everything is open and agents are scheduled.
         url: where the web endpoints are, None before they are open or without them.
+        stalls: says which run keeps the loop, and counts; None before it runs.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Daemon:
         self.lifecycle = Lifecycle()
         self.ready = asyncio.Event()
         self.url: str | None = None
+        self.stalls: StallWatch | None = None
         self._fixed_level = log_level
         self._metrics = Metrics(dropped_lines=dropped_lines)
         self._scheduler = AgentScheduler(
@@ -258,10 +260,10 @@ class Daemon:
         return self._scheduler.seconds_since_tick if self._scheduler.running else None
 
     def _watch_for_stalls(self, stack: AsyncExitStack) -> None:
-        watch = StallWatch(self.settings.daemon.stall_after.total_seconds())
-        self._scheduler.events.subscribe(watch.note)
-        watch.start()
-        stack.push_async_callback(watch.aclose)
+        self.stalls = StallWatch(self.settings.daemon.stall_after.total_seconds())
+        self._scheduler.events.subscribe(self.stalls.note)
+        self.stalls.start()
+        stack.push_async_callback(self.stalls.aclose)
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
