@@ -72,7 +72,8 @@ class Roster:
         self, runtime: Runtime, runs: Mapping[str, RunResult], entries: Mapping[str, Entry]
     ) -> None:
         """Go on with other agents and schedules; those that stay keep their last due times."""
-        await self.stop_triggers()
+        moment = datetime.now(UTC) if self._triggers is None else await self._triggers.hand_over()
+        self._triggers = None
         before, self.entries = self.entries, dict(entries)
         self.problems.clear()
         for name in before.keys() - entries.keys():
@@ -80,6 +81,7 @@ class Roster:
             self._timing.crew.backends.pop(name, None)
             self._since.pop(name, None)
         for name in before.keys() & entries.keys():
+            self._since[name] = moment  # up to here all that happened was told
             self._timing.crew.backends[name] = backends_of(runtime.selection, name)
             schedule = entries[name].schedule
             self._timing.change(name, schedule, _spread(name, schedule, len(entries)))
