@@ -320,7 +320,7 @@ async def test_an_agent_is_due_once_at_its_time_before_the_event(tmp_path: Path,
         await seen(lambda: bool(told.fired))
         late = told.now() - due
         assert told.fired == [("agent", due)]
-        assert timedelta() <= late < timedelta(seconds=10)
+        assert timedelta() <= late < timedelta(seconds=60)
         await asyncio.sleep(0.1)
         assert len(told.fired) == 1
 
@@ -351,13 +351,15 @@ async def test_what_an_agent_ran_for_already_is_not_fired_again(
 
 
 async def test_an_event_that_is_moved_or_deleted_shortly_before_is_seen(tmp_path: Path, told: Told) -> None:
-    due = whole(told.now() + timedelta(seconds=2.5))
+    due = whole(told.now() + 2 * HOUR)
     write(tmp_path, due + HOUR)
     async with calendars(tmp_path, told) as made:
         await known(made)
-        write(tmp_path, due + 3 * HOUR)  # it sleeps until the old moment, and looks before it fires
+        write(tmp_path, due + 3 * HOUR)
+        told.ahead = 2 * HOUR + timedelta(minutes=1)  # the old moment has come; it looks before it fires
+        made.clock_changed()
         await seen(lambda: made._calendars["agent"].dues == (due + 2 * HOUR,))
-        assert told.now() >= due
+        await seen(lambda: made._pause() > 1)
         assert told.fired == []
 
 

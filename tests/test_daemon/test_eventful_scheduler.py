@@ -98,6 +98,17 @@ async def scheduler(folder: Path) -> AsyncIterator[tuple[AgentScheduler, Seen]]:
         yield made, noted
 
 
+def soon() -> datetime:
+    """The next whole second."""
+    return datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
+
+
+def look_now(made: AgentScheduler) -> None:
+    """It would look at the calendar within ten minutes."""
+    assert made._roster is not None
+    made._roster.clock_changed()
+
+
 def calendars_known(made: AgentScheduler, count: int) -> Callable[[], bool]:
     def known() -> bool:
         assert made._roster is not None
@@ -110,10 +121,11 @@ def calendars_known(made: AgentScheduler, count: int) -> Callable[[], bool]:
 async def test_events_run_agents_once_each_also_over_a_reload_and_a_restart(tmp_path: Path) -> None:
     inbox, events = tmp_path / "in", tmp_path / "events.ics"
     inbox.mkdir()
-    due = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=4)
-    events.write_text(ics(event(due + LEAD), event(due + timedelta(days=2))), encoding="utf-8")
 
     async with scheduler(tmp_path) as (made, noted):
+        due = soon()
+        events.write_text(ics(event(due + LEAD), event(due + timedelta(days=2))), encoding="utf-8")
+        look_now(made)
         (inbox / "one").write_text("x", encoding="utf-8")
         expected = {("collector", "schedule"), ("sorter", "after collector"), ("files", "file"),
                     ("calendar", "calendar")}  # fmt: skip
@@ -144,11 +156,12 @@ async def test_events_run_agents_once_each_also_over_a_reload_and_a_restart(tmp_
 async def test_a_moment_that_passed_while_the_program_was_off_is_run_for_once(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     events = tmp_path / "events.ics"
-    first = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=3)
-    events.write_text(ics(event(first + LEAD)), encoding="utf-8")
-    async with scheduler(tmp_path) as (_, noted):
+    async with scheduler(tmp_path) as (made, noted):
+        first = soon()
+        events.write_text(ics(event(first + LEAD)), encoding="utf-8")
+        look_now(made)
         await seen(lambda: noted.runs["calendar", "calendar"] == 1)
-    missed = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=1)
+    missed = soon()
     events.write_text(ics(event(first + LEAD), event(missed + LEAD)), encoding="utf-8")
     await asyncio.to_thread(until, missed + timedelta(seconds=0.2))
     for runs in (1, 0):  # and not again at the next start
