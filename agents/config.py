@@ -27,6 +27,7 @@ from agents.schedule import (
     parse_quiet,
     parse_zone,
 )
+from agents.words import aliases_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -450,15 +451,9 @@ def _names(model: type[BaseModel]) -> set[str]:
     names: set[str] = set()
     by_name = model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name")
     for name, spec in model.model_fields.items():
-        alias = spec.validation_alias
-        if alias is None or by_name:
+        if spec.validation_alias is None or by_name:
             names.add(name)
-        if isinstance(alias, str):
-            names.add(alias)
-        elif alias is not None:
-            places = alias.convert_to_aliases()
-            tops = [place[0] for place in places if isinstance(place, list)] or places[:1]
-            names.update(str(top) for top in tops)
+        names.update(aliases_of(spec))
     return names
 
 

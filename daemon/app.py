@@ -5,22 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from daemon.control.lock import Holder, daemon_lock
+from daemon.control.operations import Operation, stopping, table_of
+from daemon.control.operations import Operations as Commands
+from daemon.control.report import report
+from daemon.control.server import ControlServer
 from daemon.crew import CANCEL_LIMIT_S
 from daemon.deadman import DeadMan
-from daemon.errors import DaemonError, ExitCode
+from daemon.errors import DaemonError, ExitCode, SettingsError, StoreFull
 from daemon.events import AgentState, EventBus, RunOutcome
-from daemon.lifecycle import Lifecycle, notify
+from daemon.lifecycle import Lifecycle, StatusLine, Watchdog, notify
 from daemon.observability.health import Health, Ping
-from daemon.observability.logging import EventLog, configure_logging, dropped_lines
+from daemon.observability.logging import EventLog, configure_logging, dropped_lines, set_level
 from daemon.observability.metrics import Metrics
+from daemon.observability.stalls import StallWatch
 from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
+from daemon.standing import DaemonControls
+from daemon.store.space import LOW_LOOK_EVERY_S, SpaceGuard
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent
+    from daemon.housekeeping import Housekeeping
     from daemon.runtime import Runtime
     from daemon.settings import Settings
     from daemon.web.ops import Operations
@@ -50,6 +60,7 @@ class Daemon:
     Attributes:
         lifecycle: how to ask it to stop, as a signal does.
         ready: set when everything is open and agents are scheduled.
+        housekeeping: makes backups, and forgets what is old; None before everything is open.
         url: where the web endpoints are, None before they are open or without them.
     """
 
@@ -65,7 +76,7 @@ class Daemon:
         self.lifecycle = Lifecycle()
         self.ready = asyncio.Event()
         self.url: str | None = None
-        self._log_level = log_level or settings.daemon.log_level
+        self._fixed_level = log_level
         self._metrics = Metrics(dropped_lines=dropped_lines)
         self._scheduler = AgentScheduler(
             llm_config,
@@ -76,8 +87,20 @@ class Daemon:
         )
         self._scheduler.events.subscribe(self._metrics.observe_event)
         self._scheduler.events.subscribe(EventLog().note)
+        self._space = SpaceGuard(
+            settings.daemon.data_dir,
+            settings.daemon.min_free_bytes,
+            hold=self._scheduler.hold_all,
+            release=self._scheduler.release_all,
+        )
         self._web: WebServer | None = None
         self._operations: Operations | None = None
+        self._control: ControlServer | None = None
+        self._reloading = asyncio.Lock()
+        self._status = StatusLine(self._status_text)
+        self._scheduler.events.subscribe(self._status.changed)
+        self._watchdog = Watchdog(self._silent_for, TICK_LIMIT_S)
+        self.housekeeping: Housekeeping | None = None
 
     async def run_until_stopped(self) -> ExitCode:
         """Run until a signal says to stop, then close everything in good order.
@@ -86,11 +109,13 @@ class Daemon:
             OK when it was told to stop, FAILED when a part of it broke.
 
         Raises:
+            DaemonRunning: another daemon uses the same data.
             AddressInUse: the port of the web endpoints is taken.
             DaemonError: the configuration or the database cannot be used.
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(self.lifecycle.signals())
+            stack.callback(self._watchdog.close)
             # In threads: the key may be in a file, and closing waits for whoever reads the log.
             close = await asyncio.to_thread(self._configure_logging)
             stack.push_async_callback(asyncio.to_thread, close)
@@ -103,27 +128,130 @@ class Daemon:
     def _configure_logging(self) -> Callable[[], None]:
         from daemon.settings import all_keys  # noqa: PLC0415 - loads pydantic
 
-        secrets = all_keys(self.settings)
-        return configure_logging(self._log_level, self.settings.daemon.log_format, secrets=secrets)
+        secrets, daemon = all_keys(self.settings), self.settings.daemon
+        return configure_logging(self._fixed_level or daemon.log_level, daemon.log_format, secrets=secrets)
+
+    async def reload(self) -> tuple[str, ...]:
+        """Read the configuration again, whole or not at all; returns what changed, one sentence each.
+
+        Raises:
+            SettingsError: it cannot work, or changes what needs a restart; the old one stays in force.
+        """
+        from daemon.settings import load_settings  # noqa: PLC0415 - loads pydantic
+
+        async with self._reloading:
+            with self.lifecycle.reloading():
+                try:
+                    settings = await asyncio.to_thread(
+                        load_settings, self.settings.config_file, check_agents=True
+                    )
+                    changes = await self._scheduler.reload(settings)
+                except SettingsError as error:
+                    for problem in error.problems:
+                        _log.error("the configuration was not taken over: %s", problem)
+                    raise
+                self.settings = settings
+                set_level(self._fixed_level or settings.daemon.log_level)
+        for text in (*settings.warnings, *changes):
+            _log.info("the configuration was read again: %s", text)
+        return changes
+
+    async def _reload_by_signal(self) -> None:
+        with suppress(SettingsError):  # it was logged
+            if not await self.reload():
+                _log.info("the configuration was read again: nothing changed")
 
     async def _open(self, stack: AsyncExitStack) -> None:
+        own = await stack.enter_async_context(daemon_lock(self.settings.daemon.data_dir))
         web = self._bind_web(stack)
+        self._watch_for_stalls(stack)
         grace = self.settings.daemon.stop_grace.total_seconds()
         limit = grace + CANCEL_LIMIT_S + CLOSE_LIMIT_S
         self.lifecycle.on_hurry(self._scheduler.hurry)
-        stack.push_async_callback(self.lifecycle.stage, "agents", limit, self._scheduler.stop)
-        await self._scheduler.start()
+        # Closed after the agents, so that who waits for a decision or a run still gets the answer.
+        self.lifecycle.add_stage(stack, "commands", CLOSE_LIMIT_S, self._close_control)
+        self.lifecycle.add_stage(stack, "agents", limit, self._scheduler.stop)
+        await self._start_agents(web, stack)
         runtime = self._scheduler.runtime
         if runtime is None:  # stopped while it was starting
             return
+        await self._keep_house(runtime, stack)
         self._teach_metrics(runtime)
         health = Health(self._pings(runtime))
         stack.push_async_callback(health.aclose)
         self._start_dead_man(runtime, health, stack)
         if web is not None:
-            await self._serve(web, health, stack)
+            await self._show_health(web, health, stack)
+        await self._take_commands(health, own)
         stack.callback(self._say_stopping)
         await self._remember_successes(runtime)
+
+    async def _take_commands(self, health: Health, own: Holder) -> None:
+        def table() -> dict[str, Operation]:
+            scheduler, runtime = self._scheduler, self._scheduler.runtime
+            if runtime is None:
+                raise stopping()
+            status = partial(report, runtime, scheduler, health, own, self.url)
+            controls = DaemonControls(scheduler, runtime, reload=self.reload)
+            return table_of(runtime, scheduler, controls, reload=self.reload, status=status)
+
+        daemon = self.settings.daemon
+        self._control = ControlServer(Commands(table), daemon.data_dir, own, group=daemon.control_group)
+        await self._control.start()
+        self.lifecycle.on_reload(self._reload_by_signal)
+
+    async def _close_control(self) -> None:
+        if self._control is not None:
+            await self._control.aclose(CLOSE_LIMIT_S / 2)
+
+    def _silent_for(self) -> float | None:
+        return self._scheduler.seconds_since_tick if self._scheduler.running else None
+
+    def _watch_for_stalls(self, stack: AsyncExitStack) -> None:
+        watch = StallWatch(self.settings.daemon.stall_after.total_seconds())
+        self._scheduler.events.subscribe(watch.note)
+        watch.start()
+        stack.push_async_callback(watch.aclose)
+
+    async def _start_agents(self, web: WebServer | None, stack: AsyncExitStack) -> None:
+        """Open everything; on a full disk serve the endpoints, say so, and wait for room: no crash loop."""
+        await self._space.look()  # gives up the reserve if need be
+        try:
+            await self._scheduler.start()
+        except StoreFull as error:
+            await self._wait_for_room(error, web, stack)
+
+    async def _wait_for_room(self, error: StoreFull, web: WebServer | None, stack: AsyncExitStack) -> None:
+        async def storage() -> str:
+            raise error
+
+        if web is not None:
+            await self._show_health(web, Health([Ping("storage", storage)]), stack)
+        _log.warning("waiting for room on the disk: %s", error)
+        notify(f"READY=1\nSTATUS=waiting for room on the disk: {error}")
+        while True:
+            await asyncio.sleep(LOW_LOOK_EVERY_S)
+            notify("WATCHDOG=1")  # the scheduler, which does it later, has not begun
+            await self._space.look()
+            with suppress(StoreFull):
+                await self._scheduler.start()
+                _log.info("there is room on the disk again: going on with the start")
+                return
+
+    async def _keep_house(self, runtime: Runtime, stack: AsyncExitStack) -> None:
+        """Look after the room on the disk, backups, and what is old, until the end."""
+        from daemon.housekeeping import JOBS, Housekeeping  # noqa: PLC0415 - loads SQLAlchemy
+
+        runtime.db.on_full = self._space.give_way
+        await self._space.look()
+        self.housekeeping = house = Housekeeping(runtime.db, self.settings)
+        self._metrics.read_state_from(
+            lambda: bool(self._space.trouble), {job: partial(house.failing, job) for job in JOBS}
+        )
+        for name, work in (("space", self._space.run()), ("housekeeping", house.run())):
+            task = asyncio.create_task(work, name=name)
+            stack.push_async_callback(_ended, task)
+        stack.push_async_callback(house.aclose)
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
@@ -173,6 +301,12 @@ class Daemon:
         tables = {name: runtime.settings.agents.get(name, {}) for name in runtime.agent_names}
         return {name: str(table["ping_url"]) for name, table in tables.items() if table.get("ping_url")}
 
+    async def _show_health(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
+        if self._operations is None:
+            await self._serve(web, health, stack)
+        else:  # it was served while the start waited for room
+            self._operations.health = health
+
     async def _serve(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
         from daemon.triggers.tokens import HookTokens  # noqa: PLC0415 - as above
         from daemon.web.app import build_app  # noqa: PLC0415 - as above
@@ -188,7 +322,7 @@ class Daemon:
         hooks = Hooks(tokens=tokens, hooked=self._hooked, take=self._take_hook)
         allowed = (*own, *self.settings.web.allowed_hosts)
         await web.start(build_app(operations, hooks=hooks, allowed_hosts=allowed))
-        stack.push_async_callback(self.lifecycle.stage, "web", CLOSE_LIMIT_S, web.aclose)
+        self.lifecycle.add_stage(stack, "web", CLOSE_LIMIT_S, web.aclose)
         self.url = web.url
 
     def _hooked(self) -> frozenset[str]:
@@ -251,6 +385,7 @@ class Daemon:
         return [
             Ping("database", database),
             Ping("scheduler", scheduler),
+            Ping("storage", self._space.ping),
             Ping("model", model, required=False),
         ]
 
@@ -270,31 +405,63 @@ class Daemon:
         _log.info("askfirst is running", extra=values)
         if not runtime.agent_names:
             _log.warning("no agent is enabled: add a table such as [agents.matchmaker] to the configuration")
-        notify(f"READY=1\nSTATUS={len(runtime.agent_names)} agents, model {model}, {values['address']}")
+        self._status.tell("READY=1")
+        self._watchdog.start()
+
+    def _status_text(self) -> str:
+        """What `systemctl status` shows in its line."""
+        runtime, selection = self._scheduler.runtime, self._scheduler.selection
+        if runtime is None or selection is None:
+            return "starting"
+        config = selection.config
+        model = "rules only" if config is None else f"{config.backend} {config.model}"
+        waiting = self._scheduler.get_stats()["proposals"].get("pending", 0)
+        agents, proposals = _counted(len(runtime.agent_names), "agent"), _counted(waiting, "proposal")
+        return ", ".join([agents, model, f"{proposals} waiting", *([self.url] if self.url else [])])
 
     def _say_stopping(self) -> None:
         """The first stage: no new run from here on."""
         _log.info("stopping", extra={"reason": self.lifecycle.reason})
-        notify("STOPPING=1")
+        self._status.close()
+        self._watchdog.stopping()
+        self.lifecycle.say_stopping()
         if self._operations is not None:
             self._operations.stopping = True
         self._scheduler.hold()
+        if self._control is not None:
+            self._control.hold()
 
     async def _wait(self) -> ExitCode:
         stop = asyncio.create_task(self.lifecycle.stopping.wait())
         waiting: set[asyncio.Task[Any]] = {stop}
         if self._web is not None:
             waiting.add(asyncio.create_task(self._web.ended()))
+        disk = None
+        if self._scheduler.runtime is not None:
+            disk = asyncio.create_task(self._scheduler.runtime.db.given_up.wait())
+            waiting.add(disk)
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        broken = not stop.done()
+        broken, failed = not stop.done(), disk is not None and disk.done()
         for task in waiting:
             task.cancel()
         results = await asyncio.gather(*waiting, return_exceptions=True)
         if not broken:
             return ExitCode.OK
+        if failed:
+            _log.error("ending: the disk fails again and again; a new start looks through the database")
+            return ExitCode.FAILED
         errors = [result for result in results if isinstance(result, Exception)]
         _log.error("the web endpoints ended by themselves", exc_info=errors[0] if errors else None)
         return ExitCode.FAILED
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def program_version() -> str:

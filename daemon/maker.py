@@ -1,9 +1,13 @@
-"""AgentMaker: an agent, its settings read and its context filled, for one run or one decision."""
+"""AgentMaker: an agent, its settings read and its context filled, for one run or one decision.
+
+It is made here, or stands for one in a process of its own (`isolation`); `lent` and `ended` end that process.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
@@ -12,8 +16,11 @@ from agents.config import AgentConfig
 from agents.context import AgentContext, utc_now
 from agents.errors import AgentError
 from agents.prompts import templates_of
-from agents.registry import AgentRegistry
+from agents.registry import AgentEntry, AgentRegistry
 from daemon.settings import Settings
+from daemon.worker.agent import IsolatedAgent, ended
+from daemon.worker.host import Launch
+from daemon.worker.limits import Limits
 from llm import LLMClient, Templates
 
 
@@ -48,8 +55,17 @@ class AgentMaker:
         """
         return (await self._load(name))[1]
 
+    @asynccontextmanager
+    async def lent(self, name: str, **context: Any) -> AsyncIterator[BaseAgent]:
+        """A new instance of the agent for as long as this lasts; nothing that it started goes on after it.
+
+        The arguments and errors are those of `make`.
+        """
+        async with ended(await self.make(name, **context)) as agent:
+            yield agent
+
     async def make(self, name: str, **context: Any) -> BaseAgent:
-        """A new instance of the agent.
+        """A new instance of the agent; `daemon.worker.agent.ended` must be round whatever uses it.
 
         Args:
             name: the agent's name.
@@ -59,9 +75,13 @@ class AgentMaker:
             AgentError: it cannot be made; the message says why.
         """
         agent, config = await self._load(name)
+        entry = await asyncio.to_thread(self._registry.entry, name)
+        isolated = is_isolated(config, entry)
+        if not isolated:
+            agent = await asyncio.to_thread(self._registry.load, name)
         filled = AgentContext(
             llm=self._llm,
-            templates=self._templates_of(agent),
+            templates=None if isolated else self._templates_of(agent),
             settings=config.settings,
             base_dir=self._settings.base_dir,
             data_dir=self._settings.daemon.data_dir / "agents" / name,
@@ -69,6 +89,9 @@ class AgentMaker:
             log=_log_of(name, str(context.get("run_id", ""))),
             **context,
         )
+        if isolated:
+            launch = Launch(entry=entry, limits=limits_of(config), prompts_dir=self._settings.prompts_dir)
+            return IsolatedAgent.of(agent, filled, launch)
         try:
             return agent(filled)
         except AgentError:
@@ -85,6 +108,21 @@ class AgentMaker:
     async def _load(self, name: str) -> tuple[type[BaseAgent], AgentConfig]:
         # In a thread: the first time, modules and the rules of a time zone are read from the disk.
         return await asyncio.to_thread(_loaded, self._registry, self._settings, name)
+
+
+def is_isolated(config: AgentConfig, entry: AgentEntry) -> bool:
+    """Whether the agent's code runs in a process of its own: as its table says, else if it is a plugin."""
+    return (config.isolation or ("process" if entry.origin == "plugin" else "none")) == "process"
+
+
+def limits_of(config: AgentConfig) -> Limits:
+    """What such a process may use."""
+    return Limits(
+        agent=config.name,
+        memory_mb=config.max_memory_mb,
+        cpu_seconds=(config.max_cpu or config.timeout).total_seconds(),
+        max_bytes=config.max_bytes,
+    )
 
 
 def _loaded(registry: AgentRegistry, settings: Settings, name: str) -> tuple[type[BaseAgent], AgentConfig]:

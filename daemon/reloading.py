@@ -23,7 +23,7 @@ from llm import LLMConfig, LLMError, Routes
 if TYPE_CHECKING:
     from llm.events import Observer
 
-_RESTART = ("daemon.data_dir", "web.")
+_RESTART = ("daemon.control_group", "daemon.data_dir", "daemon.log_format", "web.")
 """Settings that are read once, at the start."""
 
 _TABLES = ("agents", "llm.backends")
@@ -60,7 +60,7 @@ async def prepare(
     Raises:
         SettingsError: it cannot work, or changes what needs a restart. Nothing was opened, nothing changed.
     """
-    registry = AgentRegistry(settings.daemon.plugin_dir)
+    registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
     names = agents_of(settings, registry, agents)
     classes, entries = await asyncio.to_thread(_check_agents, settings, registry, names)
     told = await asyncio.to_thread(_differences, old, settings, classes)

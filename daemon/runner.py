@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -167,7 +166,8 @@ class Runner:
         Raises:
             StoreError: the database cannot be used.
         """
-        kept, found = await self._states.all(), []
+        kept = await self._states.all()
+        found: list[AgentStatus] = []
         for name in names:
             if name not in kept or kept[name].state is not AgentState.QUARANTINED:
                 continue
@@ -175,46 +175,49 @@ class Runner:
                 digest = config_digest(await self._maker.config(name))
             except AgentError:  # it cannot be run with this one either
                 continue
-            status = resumed_by_configuration(kept[name], digest, self._now())
-            if status is not None:
-                await self._states.set(status)
-                announce(self._events, status, kept[name].state)
-                found.append(status)
+            found += await finished(self._reconsider(name, digest))
         return tuple(found)
+
+    async def _reconsider(self, name: str, digest: str) -> list[AgentStatus]:
+        async with self._database.write() as connection:
+            before = await self._states.get(name, connection)  # a person may have been quicker
+            status = resumed_by_configuration(before, digest, self._now())
+            if status is not None:
+                await self._states.save(connection, status)
+        if status is None:
+            return []
+        announce(self._events, status, before.state)
+        return [status]
 
     async def _work(self, run: RunUnderWay, config: AgentConfig) -> None:
         """Let the agent look and think, within its time; what comes of it is in `run`."""
-        async with self._made(run) as agent:
-            with calling(agent=run.agent, run_id=run.run_id):
-                task = asyncio.ensure_future(_caught(_look(agent, run)))
-            try:
-                await asyncio.wait({task}, timeout=config.timeout.total_seconds())
-            except asyncio.CancelledError:
-                run.end(RunOutcome.CANCELLED, "it was stopped before it had finished")
-                await self._stop(task, run)
-                await finished(self._record(run, config))
-                raise
-            if not task.done():
-                limit = format_duration(config.timeout)
-                run.end(
-                    RunOutcome.TIMED_OUT, f"it took longer than {limit}: raise agents.{run.agent}.timeout"
-                )
-                await self._stop(task, run)
-                run.blame_the_time()
-            elif (failure := task.result()) is not None:
-                self._note_failure(run, failure)
-
-    @asynccontextmanager
-    async def _made(self, run: RunUnderWay) -> AsyncIterator[BaseAgent]:
-        """The agent with everything that it is handed, for as long as the run needs it."""
-        yield await self._maker.make(
+        async with self._maker.lent(
             run.agent,
             run_id=run.run_id,
             open_proposals=await self._proposals.open_for(run.agent),
             turned_down=await self._proposals.turned_down(run.agent),
             calls=run.calls,
             notes=run.notes,
-        )
+        ) as agent:
+            await self._let_look(agent, run, config)
+
+    async def _let_look(self, agent: BaseAgent, run: RunUnderWay, config: AgentConfig) -> None:
+        with calling(agent=run.agent, run_id=run.run_id):
+            task = asyncio.create_task(_caught(_look(agent, run)), name=f"run of {run.agent}")
+        try:
+            await asyncio.wait({task}, timeout=config.timeout.total_seconds())
+        except asyncio.CancelledError:
+            run.end(RunOutcome.CANCELLED, "it was stopped before it had finished")
+            await self._stop(task, run)
+            await finished(self._record(run, config))
+            raise
+        if not task.done():
+            limit = format_duration(config.timeout)
+            run.end(RunOutcome.TIMED_OUT, f"it took longer than {limit}: raise agents.{run.agent}.timeout")
+            await self._stop(task, run)
+            run.blame_the_time()
+        elif (failure := task.result()) is not None:
+            self._note_failure(run, failure)
 
     async def _stop(self, task: asyncio.Task[Any], run: RunUnderWay) -> None:
         task.cancel()

@@ -107,7 +107,7 @@ async def open_runtime(
     from daemon.store.engine import Database  # noqa: PLC0415 - as above
 
     bus = EventBus() if events is None else events
-    registry = AgentRegistry(settings.daemon.plugin_dir)
+    registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
     names = agents_of(settings, registry, agents)
     async with AsyncExitStack() as stack:
         database = await Database.open(settings.daemon.data_dir / DATABASE, check=with_llm)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -64,12 +65,13 @@ def list_agents(call: Invocation) -> None:
     from agents.registry import AgentRegistry  # noqa: PLC0415 - loads the agents
 
     settings = call.settings()
-    registry = AgentRegistry(settings.daemon.plugin_dir)
+    registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
     entries = registry.entries()
-    standings, problems = _standings(call, [entry.name for entry in entries])
+    here = {entry.name for entry in entries}
+    known = _look(call, [name for name in settings.enabled_agents if name in here])
     now = datetime.now(UTC)
-    rows = [_described(settings, registry, entry, standings.get(entry.name), now) for entry in entries]
-    problems += registry.problems
+    rows = [_described(settings, registry, entry, known, now) for entry in entries]
+    problems = [*known.problems, *registry.problems]
     screen = call.screen()
     if screen.as_json:
         screen.data({"agents": rows, "problems": problems})
@@ -78,7 +80,7 @@ def list_agents(call: Invocation) -> None:
     screen.table([Column(head) for head in heads], [_cells(row, now) for row in rows])
     for problem in problems:
         screen.line(problem, "yellow")
-    if any(standing.enabled and _is_alone(standing) for standing in standings.values()):
+    if known.alone:
         screen.line("No daemon is running, so nothing runs on schedule: askfirst run", "yellow")
 
 
@@ -151,23 +153,47 @@ async def _run(runtime: Runtime, name: str) -> tuple[RunResult, list[Proposal]]:
     return result, await open_proposals(runtime, [result])
 
 
-def _standings(call: Invocation, names: list[str]) -> tuple[dict[str, Standing], list[str]]:
-    """Where the agents stand, and what keeps that from being known; a list of agents is shown without it."""
+@dataclass
+class _Known:
+    """What is known of all agents, for a list of them.
+
+    Attributes:
+        statuses: what is kept about them; None when that cannot be read.
+        standings: where they stand, while a daemon runs them.
+        alone: whether no daemon does.
+        problems: what is not known, and why.
+    """
+
+    statuses: dict[str, AgentStatus] | None = None
+    standings: dict[str, Standing] = field(default_factory=dict)
+    alone: bool = False
+    problems: list[str] = field(default_factory=list)
+
+
+def _look(call: Invocation, enabled: list[str]) -> _Known:
+    """Look where agents stand; a list of them is shown even if that cannot be known."""
     from agents.errors import AgentError  # noqa: PLC0415 - beside what it is needed for
 
-    async def look(runtime: Runtime) -> tuple[dict[str, Standing], list[str]]:
-        found, problems = {}, []
-        for name in names:
+    known = _Known()
+
+    async def look(runtime: Runtime) -> None:
+        known.statuses = await runtime.states.all()
+        for name in enabled:
             try:
-                found[name] = await runtime.controls.why(name)
+                standing = await runtime.controls.why(name)
             except AgentError as error:  # a daemon that runs may not know it yet
-                problems.append(str(error))
-        return found, problems
+                known.problems.append(str(error))
+                continue
+            if _is_alone(standing):  # then nobody can say of any agent when it is run
+                known.alone = True
+                return
+            known.standings[name] = standing
 
     try:
-        return call.with_runtime(look)
+        call.with_runtime(look)
     except DaemonError as error:
-        return {}, [f"where they stand is not known: {error}"]
+        known.problems.append(f"where they stand is not known: {error}")
+    return known
 
 
 def _is_alone(standing: Standing) -> bool:
@@ -178,21 +204,24 @@ def _is_alone(standing: Standing) -> bool:
 
 
 def _described(
-    settings: Settings, registry: AgentRegistry, entry: AgentEntry, standing: Standing | None, now: datetime
+    settings: Settings, registry: AgentRegistry, entry: AgentEntry, known: _Known, now: datetime
 ) -> dict[str, Any]:
     from agents.durations import format_duration  # noqa: PLC0415 - beside what it is needed for
     from agents.errors import AgentError  # noqa: PLC0415 - beside what it is needed for
     from daemon.discipline import held_until  # noqa: PLC0415 - beside what it is needed for
+    from daemon.events import AgentStatus  # noqa: PLC0415 - beside what it is needed for
 
+    standing = known.standings.get(entry.name)
+    status = None if known.statuses is None else known.statuses.get(entry.name, AgentStatus(agent=entry.name))
     row: dict[str, Any] = {
         "name": entry.name,
         "origin": entry.origin,
         "location": entry.location,
         "enabled": entry.name in settings.enabled_agents,
         "every": None,
-        "schedule": None if standing is None else standing.schedule,
-        "state": None if standing is None else standing.status.state.value,
-        "held_until": None if standing is None else held_until(standing.status, now),
+        "schedule": None,
+        "state": None if status is None else status.state.value,
+        "held_until": None if status is None else held_until(status, now),
         "next_run": None if standing is None else standing.next_run,
         "running_since": None if standing is None else standing.running_since,
         "description": "",
@@ -202,11 +231,11 @@ def _described(
         kind = registry.get(entry.name)
         config = settings.agent_config(entry.name, kind)
     except AgentError as error:
-        return {**row, "schedule": None, "error": str(error)}
+        return {**row, "error": str(error)}
     return {
         **row,
         "every": None if config.every is None else format_duration(config.every),
-        "schedule": row["schedule"] or str(config.schedule),
+        "schedule": str(config.schedule),
         "description": kind.description,
     }
 

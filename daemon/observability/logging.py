@@ -175,6 +175,14 @@ def _is_journal(stream: TextIO) -> bool:
     return os.environ.get("JOURNAL_STREAM", "") == f"{state.st_dev}:{state.st_ino}"
 
 
+def set_level(level: str) -> None:
+    """Log from that level on, as `configure_logging` would: "debug", "info", "warning" or "error"."""
+    number = logging.getLevelNamesMapping()[level.upper()]
+    logging.getLogger().setLevel(number)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
+
+
 def dropped_lines() -> int:
     """How many log lines were lost so far because nobody read them fast enough."""
     handlers = logging.getLogger().handlers
@@ -186,9 +194,7 @@ def _install(handler: LogHandler, level: int) -> Callable[[], None]:
     before = (root.handlers[:], root.level, structlog.get_config())
     quiet = {name: logging.getLogger(name).level for name in QUIET}
     root.handlers[:] = [handler]
-    root.setLevel(level)
-    for name in QUIET:
-        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    set_level(logging.getLevelName(level))
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

@@ -189,7 +189,7 @@ def _registry(values: Mapping[str, Any]) -> AgentRegistry:
     from agents.registry import AgentRegistry  # noqa: PLC0415 - needed by few commands
 
     daemon = values.get("daemon")
-    return AgentRegistry(daemon.plugin_dir if isinstance(daemon, DaemonSettings) else None)
+    return AgentRegistry(daemon.plugin_dir if isinstance(daemon, DaemonSettings) else None, apart=True)
 
 
 def _agent_problems(

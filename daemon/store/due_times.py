@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import case, delete, func, select
+from sqlalchemy import Select, case, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -81,19 +81,27 @@ class DueTimeStore:
 
     async def forget(self, connection: AsyncConnection, before: datetime, limit: int) -> int:
         """Delete up to `limit` that are older than `before`, but each agent's newest; returns how many."""
-        table = due_times.alias()
-        latest = select(func.max(table.c.due)).where(table.c.agent == due_times.c.agent).scalar_subquery()
-        old = select(due_times.c.agent, due_times.c.due).where(
-            due_times.c.last < before, due_times.c.due < latest
-        )
-        keys = (await connection.execute(old.limit(limit))).all()
+        keys = (await connection.execute(_older_than(before).limit(limit))).all()
         for agent, due in keys:
             await connection.execute(
                 delete(due_times).where(due_times.c.agent == agent, due_times.c.due == due)
             )
         return len(keys)
 
+    async def any_before(self, before: datetime) -> bool:
+        """Whether `forget` would find something."""
+        async with self._database.read() as connection:
+            return (await connection.execute(_older_than(before).limit(1))).first() is not None
+
     async def _load(self, query: Any) -> tuple[DueTime, ...]:
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).mappings().all()
         return tuple(DueTime(**{**row, "fate": Fate(row["fate"])}) for row in rows)
+
+
+def _older_than(before: datetime) -> Select[Any]:
+    table = due_times.alias()
+    latest = select(func.max(table.c.due)).where(table.c.agent == due_times.c.agent).scalar_subquery()
+    return select(due_times.c.agent, due_times.c.due).where(
+        due_times.c.last < before, due_times.c.due < latest
+    )

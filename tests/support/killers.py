@@ -1,75 +1,209 @@
-"""A program with an agent that ends the whole program, somewhere in the middle of its run.
-
-Run as `python -m tests.support.killers FOLDER WHERE TRIGGER`: it recovers, then runs the agent unless that is
-quarantined. WHERE is "analyze", "commit" (inside the transaction), "committed" (right after it) or "nowhere".
-"""
+"""Agents that do what no agent should, as a plugin: each of them would take a program down, or hold it up."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
+import ctypes
 import os
 import signal
+import stat
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from agents.base import BaseAgent
 from agents.proposal import Proposal
-from daemon.events import AgentState, Event, RunFinished
-from daemon.runtime import open_runtime
-from tests.support.stores import START, line, settings_in
 
-NAME = "killer"
+FOR_EVER = 3600
 
 
-class KillerAgent(BaseAgent):
-    """Proposes the same line at each run, and may end the program before it has."""
+def _found(agent: BaseAgent, **fields: Any) -> Proposal:
+    known = {"explanation": "", "payload": {}, "fingerprint": "one"}
+    return agent.propose("thing", "A thing", **{**known, **fields})
 
-    name = NAME
-    where = "nowhere"
+
+def _leave_a_mark(agent: BaseAgent) -> None:
+    """The number of this process, for the test to look for."""
+    assert agent.context.data_dir is not None
+    agent.context.data_dir.mkdir(parents=True, exist_ok=True)
+    (agent.context.data_dir / f"{os.getpid()}.pid").touch()
+
+
+class Killer(BaseAgent):
+    """What all of them share."""
+
+    name = "harmless"
+    every = "1h"
 
     async def analyze(self) -> list[Proposal]:
-        if self.where == "analyze":
-            die()
-        return [line("one", agent=self.name, expires_at=None)]
+        _leave_a_mark(self)
+        return await self.strike()
+
+    async def strike(self) -> Any:
+        return [_found(self)]
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+class Raises(Killer):
+    async def strike(self) -> Any:
+        raise ZeroDivisionError("by nought")
 
 
-async def work(folder: Path, where: str, trigger: str) -> None:
-    """Recover and run."""
-    KillerAgent.where = where
-    settings = settings_in(folder, killer={"isolation": "none"})
-    async with open_runtime(settings, agents=[KillerAgent], with_llm=False) as runtime:
-        await runtime.runner.recover([NAME])
-        if (await runtime.states.get(NAME)).state is not AgentState.ACTIVE:
-            return
-        if where == "commit":
-            runtime.states.get = _die_after(runtime.states.get)  # type: ignore[method-assign]
-        if where == "committed":
-            runtime.events.subscribe(_die_when_told)
-        due = None if trigger == "manual" else START
-        await runtime.runner.run(NAME, trigger, due=due)
+class Exits(Killer):
+    async def strike(self) -> Any:
+        sys.exit(3)
 
 
-def _die_after(step: Any) -> Any:
-    """The last step of the transaction before its commit, and then the end."""
-
-    async def stepped(*arguments: Any) -> None:
-        await step(*arguments)
-        die()
-
-    return stepped
+class Hangs(Killer):
+    async def strike(self) -> Any:
+        await asyncio.Event().wait()
 
 
-def _die_when_told(event: Event) -> None:
-    if isinstance(event, RunFinished):
-        die()
+class Swallows(Killer):
+    async def strike(self) -> Any:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(FOR_EVER)
 
 
-if __name__ == "__main__":
-    logging.basicConfig(format="%(levelname)s %(message)s")
-    asyncio.run(work(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))
+class Blocks(Killer):
+    async def strike(self) -> Any:
+        time.sleep(FOR_EVER)  # noqa: ASYNC251 - that is its crime
+
+
+class Spins(Killer):
+    async def strike(self) -> Any:
+        while True:
+            pass
+
+
+class Leaks(Killer):
+    async def strike(self) -> Any:
+        kept = []
+        while True:
+            kept.append(bytearray(1 << 20))
+
+
+class Floods(Killer):
+    async def strike(self) -> Any:
+        return [_found(self, fingerprint=str(n)) for n in range(12_000)]
+
+
+class Pours(Killer):
+    """Hands over more bytes than it may."""
+
+    async def strike(self) -> Any:
+        return [_found(self, fingerprint=str(n), explanation="x" * 2000) for n in range(9_000)]
+
+
+class Swells(Killer):
+    """One text of 100 MB."""
+
+    async def strike(self) -> Any:
+        return [_found(self, explanation="x" * 100_000_000)]
+
+
+class Forks(Killer):
+    async def strike(self) -> Any:
+        for _ in range(50):
+            if os.fork() == 0:
+                _leave_a_mark(self)
+                time.sleep(FOR_EVER)  # noqa: ASYNC251 - that is its crime
+        return await asyncio.Event().wait()
+
+
+class Crashes(Killer):
+    async def strike(self) -> Any:
+        ctypes.string_at(0)
+
+
+class Leaves(Killer):
+    async def strike(self) -> Any:
+        os._exit(7)
+
+
+class Stays(Killer):
+    """Does not listen to SIGTERM."""
+
+    async def strike(self) -> Any:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(FOR_EVER)  # noqa: ASYNC251 - that is its crime
+
+
+class Prints(Killer):
+    """Prints something that looks like a message; nobody shall take it for one."""
+
+    async def strike(self) -> Any:
+        os.write(1, b'{"is":"done","id":1}\n\xff\xfe garbage\n')
+        print('{"is":"failed"}', flush=True)
+        return [_found(self)]
+
+
+class Shouts(Killer):
+    """Prints without end."""
+
+    async def strike(self) -> Any:
+        while True:
+            os.write(1, b"AAAA BBBB CCCC " * 4000 + b"\n")
+
+
+class Garbles(Killer):
+    """Looks for the wire and writes nonsense to it."""
+
+    async def strike(self) -> Any:
+        for fd in range(3, 64):
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    os.write(fd, b"\xff\x00 this is no message\n")
+        return await asyncio.Event().wait()
+
+
+class Lies(Killer):
+    """Writes one line to the wire that does not end."""
+
+    async def strike(self) -> Any:
+        for fd in range(3, 64):
+            with contextlib.suppress(OSError):
+                if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                    while True:
+                        os.write(fd, b"[" * 65536)
+
+
+class Escapes(Killer):
+    """Leaves a process behind that has left its session, its parent and its files, and then dies."""
+
+    async def strike(self) -> Any:
+        self.daemonize()
+        os._exit(0)
+
+    def daemonize(self) -> None:
+        if (first := os.fork()) == 0:
+            os.setsid()
+            if os.fork() == 0:
+                os.closerange(0, 256)
+                _leave_a_mark(self)
+                while True:
+                    time.sleep(FOR_EVER)
+            os._exit(0)
+        os.waitpid(first, 0)
+        assert self.context.data_dir is not None
+        while len(list(Path(self.context.data_dir).iterdir())) < 2:
+            time.sleep(0.01)
+
+
+class Sneaks(Escapes):
+    """The same, but ends as a good agent does."""
+
+    async def strike(self) -> Any:
+        self.daemonize()
+        return [_found(self)]
+
+
+class Poisons(Killer):
+    """Its proposals are of every wrong kind."""
+
+    async def strike(self) -> Any:
+        broken = _found(self, fingerprint="broken")
+        object.__setattr__(broken, "title", b"bytes")
+        return [_found(self), "a text", broken, None]

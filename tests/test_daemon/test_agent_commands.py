@@ -18,7 +18,7 @@ from daemon.events import AgentState, AgentStatus, DueTime, Fate, RunOutcome
 from daemon.render import Screen, columns, safe
 from daemon.runtime import Runtime, open_runtime
 from daemon.settings import load_settings
-from daemon.standing import NO_DAEMON
+from daemon.standing import NO_DAEMON, LocalControls
 from tests.support.program import Program
 from tests.support.stores import START, run_result
 from tests.support.terminal import COLOURS, at_a_terminal
@@ -26,6 +26,7 @@ from tests.support.terminal import COLOURS, at_a_terminal
 T = TypeVar("T")
 BEDS = ("leeks dry", "kale wet", "beans dry")
 HOUR = timedelta(hours=1)
+ACTIVE = AgentStatus(agent="garden")
 
 
 @pytest.fixture
@@ -199,9 +200,30 @@ def test_the_list_is_shown_although_the_database_cannot_be_used(garden: Program)
     assert done.code == 0, done
     assert "garden" in done.out
     assert "where they stand is not known" in done.out
+    assert "No daemon is running" not in done.out
     data = garden.call("agents", "list", "--json").data
     assert len(data["problems"]) == 1
     assert (agent(garden)["state"], agent(garden)["schedule"]) == (None, "every 2h")
+
+
+def test_the_list_shows_when_agents_run_next_while_a_daemon_runs_them(
+    garden: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the daemon's controls answer: the time of the next run, or that one is under way."""
+    soon = datetime.now(UTC) + 3 * HOUR + timedelta(minutes=1)
+    standing = Standing(status=ACTIVE, schedule="every 2h", next_run=soon, due_times=())
+
+    async def why(_controls: LocalControls, agent: str) -> Standing:
+        assert agent == "garden"  # nobody asks about agents that are not enabled
+        return standing
+
+    monkeypatch.setattr(LocalControls, "why", why)
+    text = garden.call("agents", "list").out
+    assert re.search("garden +active +every 2h +in 3 h +Proposes", text)
+    assert "No daemon is running" not in text
+    assert datetime.fromisoformat(agent(garden)["next_run"]) == soon
+    standing = Standing(status=ACTIVE, schedule="every 2h", running_since=START)
+    assert re.search("garden +active +every 2h +running +Proposes", garden.call("agents", "list").out)
 
 
 # --- why
@@ -225,9 +247,6 @@ def test_why_says_everything_in_json(garden: Program) -> None:
 def told(standing: Standing, capsys: pytest.CaptureFixture[str]) -> list[str]:
     shown._show_standing(Screen(), standing, START)
     return capsys.readouterr().out.splitlines()
-
-
-ACTIVE = AgentStatus(agent="garden")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from daemon.events import (
 from daemon.marks import SIZE, Mark, from_bytes, to_bytes
 from daemon.outcome import new_run_id
 from daemon.runtime import Runtime, open_runtime
-from tests.support.killers import NAME, KillerAgent
+from tests.support.deaths import NAME, KillerAgent
 from tests.support.stores import ROOT, START, Clock, settings_for
 
 O = RunOutcome  # noqa: E741 - read a hundred times below
@@ -61,7 +61,7 @@ async def open_(tmp_path: Path) -> AsyncIterator[Open]:
 async def started(folder: Path, where: str, trigger: str = "schedule") -> tuple[int, str]:
     """Start the program; returns its exit code and what it logged."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.support.killers", str(folder), where, trigger),
+        *(sys.executable, "-m", "tests.support.deaths", str(folder), where, trigger),
         cwd=ROOT,
         stderr=asyncio.subprocess.PIPE,
     )

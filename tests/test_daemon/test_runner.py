@@ -31,6 +31,7 @@ from daemon.events import (
     EventBus,
     Fate,
     ProposalChanged,
+    RunBegun,
     RunFinished,
     RunOutcome,
 )
@@ -82,7 +83,7 @@ async def open_(tmp_path: Path) -> AsyncIterator[Open]:
         async def opener(table: dict[str, Any] | None = None, **options: Any) -> tuple[Runtime, list[Event]]:
             events: list[Event] = []
             bus = EventBus()
-            bus.subscribe(events.append)
+            bus.subscribe(lambda event: None if isinstance(event, RunBegun) else events.append(event))
             settings = await settings_for(tmp_path, quick=table or {})
             options = {"llm_config": MOCK, "agents": [Quick], "events": bus, **options}
             return await stack.enter_async_context(open_runtime(settings, **options)), events
@@ -103,6 +104,21 @@ async def test_a_run_keeps_its_proposals_and_tells_of_them(open_: Open) -> None:
     assert isinstance(also, ProposalChanged)
     assert (kept.before, also.before) == (None, None)
     assert finished == RunFinished(result=result, status=AgentStatus(agent="quick"))
+
+
+async def test_a_run_tells_that_it_begins_before_the_agent_looks(open_: Open) -> None:
+    runtime, _ = await open_()
+    told: list[Event] = []
+    before: list[Event] = []
+    runtime.events.subscribe(told.append)
+
+    def look(agent: BaseAgent) -> list[Proposal]:
+        before.extend(told)
+        return []
+
+    Quick.look = staticmethod(look)
+    result = await runtime.runner.run("quick", "webhook")
+    assert before == [RunBegun(agent="quick", run_id=result.run_id, trigger="webhook")]
 
 
 async def test_running_again_makes_no_second_proposal(open_: Open) -> None:

@@ -292,6 +292,7 @@ async def test_an_agent_that_fails_is_run_again_and_disturbs_no_other(settings: 
 
         every = "1s"
 
+    settings = settings.model_copy(update={"agents": {"often_failing": {"backoff": []}, "counting": {}}})
     scheduler = scheduler_of(settings, OftenFailingAgent, CountingAgent)
     async with scheduler:
         await seen(lambda: scheduler.get_stats()["runs"]["failed"] >= 2 and len(CountingAgent.runs) >= 2)
