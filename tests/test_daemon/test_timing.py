@@ -19,8 +19,8 @@ from daemon.crew import Crew
 from daemon.errors import StoreError
 from daemon.events import DueTime, Fate
 from daemon.scheduler import Timer
-from daemon.timeline import Hold, Turn
 from daemon.timing import Timing
+from daemon.turns import Hold, Turn
 from tests.support.waiting import seen
 
 HOUR = timedelta(hours=1)
