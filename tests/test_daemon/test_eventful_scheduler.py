@@ -143,6 +143,11 @@ async def test_events_run_agents_once_each_also_over_a_reload_and_a_restart(tmp_
         (inbox / "two").write_text("x", encoding="utf-8")
         await seen(lambda: noted.runs["files", "file"] == 2)
 
+    async with scheduler(tmp_path) as (made, noted):  # the agent's own notes are newer than its due time
+        await seen(calendars_known(made, 2))
+        await asyncio.sleep(0.5)
+        assert noted.runs == Counter()
+
     (inbox / "while it was off").write_text("x", encoding="utf-8")
     async with scheduler(tmp_path) as (made, noted):
         await seen(calendars_known(made, 2))
