@@ -82,6 +82,17 @@ class History:
         began = self.runs[name].started_at
         return (began if began <= self.now else None), began
 
+    def watched_until(self, name: str, schedule: Schedule) -> datetime | None:
+        """Until when what may make the agent due was dealt with; None for never.
+
+        Files that it wrote in its last run are its own; a moment of a calendar that came meanwhile is not.
+        """
+        last, _ = self.of(name)
+        run = self.runs.get(name)
+        if last is None or run is None or schedule.before is not None or run.finished_at > self.now:
+            return last
+        return max(last, run.finished_at)
+
 
 class Roster:
     """Knows the agents on schedule and tells the timing about them.
@@ -110,7 +121,8 @@ class Roster:
 
     async def change(self, runtime: Runtime, history: History, entries: Mapping[str, Entry]) -> None:
         """Go on with other agents and schedules; those that stay keep their last due times."""
-        await self.stop_triggers()
+        moment = datetime.now(UTC) if self._triggers is None else await self._triggers.hand_over()
+        self._triggers = None
         before, self.entries = self.entries, dict(entries)
         self.problems.clear()
         for name in before.keys() - entries.keys():
@@ -122,7 +134,8 @@ class Roster:
             self._timing.change(name, schedule, _spread(name, schedule, len(entries)))
         await self._add(runtime, history, entries.keys() - before.keys())
         try:
-            await self.start_triggers(runtime, history)
+            told: dict[str, datetime | None] = dict.fromkeys(before.keys() & entries.keys(), moment)
+            await self.start_triggers(runtime, history, told)
         except Exception:  # noqa: BLE001 - the new configuration is in force already
             _log.exception("what makes agents due besides the clock is not watched; a restart tries again")
 
@@ -208,8 +221,10 @@ class Roster:
 
     # what else makes them due
 
-    async def start_triggers(self, runtime: Runtime, history: History) -> None:
-        """Watch the files, calendars and runs that make agents due."""
+    async def start_triggers(
+        self, runtime: Runtime, history: History, told: Mapping[str, datetime | None] | None = None
+    ) -> None:
+        """Watch the files, calendars and runs that make agents due; `told` says until when that was done."""
         watched = {
             name: entry.schedule
             for name, entry in self.entries.items()
@@ -221,7 +236,8 @@ class Roster:
         from daemon.triggers import Triggers  # noqa: PLC0415 - only where something is to be watched
 
         base_dir = runtime.settings.base_dir
-        since = {name: last for name in watched if (last := history.of(name)[0]) is not None}
+        until = {name: history.watched_until(name, schedule) for name, schedule in watched.items()}
+        since = {name: moment for name, moment in {**until, **(told or {})}.items() if moment is not None}
         self._triggers = Triggers(watched, base_dir, self._timing.trigger, since=since)
         await self._triggers.start()
 
