@@ -99,6 +99,7 @@ class Daemon:
         self._web: WebServer | None = None
         self._operations: Operations | None = None
         self._control: ControlServer | None = None
+        self._dead_man: DeadMan | None = None
         self._reloading = asyncio.Lock()
         self._status = StatusLine(self._status_text)
         self._scheduler.events.subscribe(self._status.changed)
@@ -158,6 +159,8 @@ class Daemon:
                     raise
                 self.settings = settings
                 self._space.follow(settings.daemon.min_free_bytes)
+                if self._dead_man is not None and self._scheduler.runtime is not None:
+                    self._dead_man.set_agents(self._ping_addresses(self._scheduler.runtime))
                 if self._house is not None:
                     self._house.follow(settings)
                 adjust_logging(self._fixed_level or settings.daemon.log_level)
@@ -297,14 +300,13 @@ class Daemon:
         daemon = self.settings.daemon
         program = None if daemon.ping_url is None else daemon.ping_url.get_secret_value()
         agents = self._ping_addresses(runtime)
-        if program is None and not agents:
-            return
 
         async def healthy() -> bool:
             return (await health.check())[0]
 
         dead_man = DeadMan(program, daemon.ping_every.total_seconds(), healthy, agents)
         self._scheduler.events.subscribe(dead_man.note)
+        self._dead_man = dead_man
         dead_man.start()
         stack.push_async_callback(dead_man.aclose)
 
