@@ -25,7 +25,7 @@ from daemon.triggers.paths import absolute
 
 _log = logging.getLogger(__name__)
 
-TICK_S = 5.0
+TICK_S = 6.0
 """How often it is asked whether anything changed: watchfiles itself only sleeps and looks, more often."""
 
 SETTLE_S = 2.0
