@@ -319,9 +319,9 @@ class Timeline:
         """They wait to begin: the newest, or with "all" each of them."""
         every_one = self.schedule.catch_up == "all"
         reason = OVERTAKEN if cause is None else cause.reason
-        older, moments = self._split(dues, MOST_CAUGHT_UP if every_one else 1)
-        if not every_one:
-            self._fold(1 - len(moments), reason)
+        most = MOST_CAUGHT_UP if every_one else 1
+        older, moments = self._split(dues, most)
+        self._fold(most - len(moments), OVERTAKEN if every_one else reason)
         if older is not None:
             self._coalesce(older, reason)
         for moment in moments:
@@ -331,7 +331,6 @@ class Timeline:
             by_interval = trigger == "schedule" and self._every is not None
             self._waiting.append(_Arrival(moment, start, trigger, doubtful, movable or by_interval, missed))
             self.newest = moment if self.newest is None else max(self.newest, moment)
-        self._fold(MOST_CAUGHT_UP if every_one else 1, OVERTAKEN)
 
     def _fold(self, most: int, reason: str) -> None:
         """Coalesce the oldest of those that wait until at most so many are left."""

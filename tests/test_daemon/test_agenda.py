@@ -300,6 +300,18 @@ def test_of_many_missed_ones_the_newest_hundred_are_run() -> None:
         assert len(world.runs) in (MOST_CAUGHT_UP, MOST_CAUGHT_UP + 1)
 
 
+def test_what_is_too_much_is_coalesced_from_the_oldest_on() -> None:
+    world = world_of(Every(HOUR), catch_up="all")
+    world.pass_time(HOUR, run=None)
+    for hours in (10, 200, 10):
+        world.oversleep(hours * HOUR)
+        world.look()
+    world.end_all()
+    rows = sorted(world.rows.values(), key=lambda row: row.due)
+    assert all(later.due - earlier.last == HOUR for earlier, later in pairwise(rows))
+    assert len(world.runs) == MOST_CAUGHT_UP + 1
+
+
 def test_sixty_years_of_missed_minutes_cost_nothing() -> None:
     for timed in (Every(timedelta(seconds=1)), Cron("* * * * *", UTC)):
         world = world_of(timed)
