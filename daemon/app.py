@@ -21,7 +21,7 @@ from daemon.errors import DaemonError, ExitCode, SettingsError, StoreFull
 from daemon.events import AgentState, EventBus, RunOutcome
 from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
 from daemon.observability.health import Health, Ping
-from daemon.observability.logging import EventLog, configure_logging, dropped_lines, set_level
+from daemon.observability.logging import EventLog, adjust_logging, configure_logging, dropped_lines
 from daemon.observability.metrics import Metrics
 from daemon.observability.stalls import StallWatch
 from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
@@ -61,6 +61,7 @@ class Daemon:
         lifecycle: how to ask it to stop, as a signal does.
         ready: set when everything is open and agents are scheduled.
         url: where the web endpoints are, None before they are open or without them.
+        stalls: says which run keeps the loop, and counts; None before it runs.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Daemon:
         self.lifecycle = Lifecycle()
         self.ready = asyncio.Event()
         self.url: str | None = None
+        self.stalls: StallWatch | None = None
         self._fixed_level = log_level
         self._metrics = Metrics(dropped_lines=dropped_lines)
         self._scheduler = AgentScheduler(
@@ -97,6 +99,7 @@ class Daemon:
         self._web: WebServer | None = None
         self._operations: Operations | None = None
         self._control: ControlServer | None = None
+        self._dead_man: DeadMan | None = None
         self._reloading = asyncio.Lock()
         self._status = StatusLine(self._status_text)
         self._scheduler.events.subscribe(self._status.changed)
@@ -137,14 +140,18 @@ class Daemon:
         Raises:
             SettingsError: it cannot work, or changes what needs a restart; the old one stays in force.
         """
-        from daemon.settings import load_settings  # noqa: PLC0415 - loads pydantic
+        from daemon.settings import all_keys, load_settings  # noqa: PLC0415 - loads pydantic
 
         async with self._reloading:
+            # Told each time, also when the same problem as before is not told again.
+            _log.info("reading the configuration again", extra={"file": str(self.settings.config_file)})
             with self.lifecycle.reloading():
                 try:
                     settings = await asyncio.to_thread(
                         load_settings, self.settings.config_file, check_agents=True
                     )
+                    keys = await asyncio.to_thread(all_keys, settings)
+                    adjust_logging(self._fixed_level or self.settings.daemon.log_level, keys)
                     changes = await self._scheduler.reload(settings)
                 except SettingsError as error:
                     for problem in error.problems:
@@ -152,9 +159,11 @@ class Daemon:
                     raise
                 self.settings = settings
                 self._space.follow(settings.daemon.min_free_bytes)
+                if self._dead_man is not None and self._scheduler.runtime is not None:
+                    self._dead_man.set_agents(self._ping_addresses(self._scheduler.runtime))
                 if self._house is not None:
                     self._house.follow(settings)
-                set_level(self._fixed_level or settings.daemon.log_level)
+                adjust_logging(self._fixed_level or settings.daemon.log_level)
         for text in (*settings.warnings, *changes):
             _log.info("the configuration was read again: %s", text)
         return changes
@@ -254,10 +263,10 @@ class Daemon:
         return self._scheduler.seconds_since_tick if self._scheduler.running else None
 
     def _watch_for_stalls(self, stack: AsyncExitStack) -> None:
-        watch = StallWatch(self.settings.daemon.stall_after.total_seconds())
-        self._scheduler.events.subscribe(watch.note)
-        watch.start()
-        stack.push_async_callback(watch.aclose)
+        self.stalls = StallWatch(self.settings.daemon.stall_after.total_seconds())
+        self._scheduler.events.subscribe(self.stalls.note)
+        self.stalls.start()
+        stack.push_async_callback(self.stalls.aclose)
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
@@ -291,14 +300,13 @@ class Daemon:
         daemon = self.settings.daemon
         program = None if daemon.ping_url is None else daemon.ping_url.get_secret_value()
         agents = self._ping_addresses(runtime)
-        if program is None and not agents:
-            return
 
         async def healthy() -> bool:
             return (await health.check())[0]
 
         dead_man = DeadMan(program, daemon.ping_every.total_seconds(), healthy, agents)
         self._scheduler.events.subscribe(dead_man.note)
+        self._dead_man = dead_man
         dead_man.start()
         stack.push_async_callback(dead_man.aclose)
 
@@ -380,10 +388,13 @@ class Daemon:
             return f"looked for due agents {silent:.0f} s ago"
 
         async def model() -> str:
-            if runtime.llm is None:
+            llm = (
+                self._scheduler.runtime or runtime
+            ).llm  # another one after the configuration was read again
+            if llm is None:
                 return "none: rules only"
-            name = f"{runtime.llm.backend} {runtime.llm.config.model}"
-            if not await runtime.llm.health_check():
+            name = f"{llm.backend} {llm.config.model}"
+            if not await llm.health_check():
                 msg = f"{name} does not answer; agents go on by rules where they can"
                 raise DaemonError(msg)
             return name
