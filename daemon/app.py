@@ -374,10 +374,13 @@ class Daemon:
             return f"looked for due agents {silent:.0f} s ago"
 
         async def model() -> str:
-            if runtime.llm is None:
+            llm = (
+                self._scheduler.runtime or runtime
+            ).llm  # another one after the configuration was read again
+            if llm is None:
                 return "none: rules only"
-            name = f"{runtime.llm.backend} {runtime.llm.config.model}"
-            if not await runtime.llm.health_check():
+            name = f"{llm.backend} {llm.config.model}"
+            if not await llm.health_check():
                 msg = f"{name} does not answer; agents go on by rules where they can"
                 raise DaemonError(msg)
             return name

@@ -16,9 +16,12 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, TextIO
 
-import structlog
-from structlog.dev import ConsoleRenderer, plain_traceback
-from structlog.typing import EventDict, Processor
+from daemon.lean import without
+
+with without("rich"):  # 3 MB for tracebacks in colour, which are not asked for
+    import structlog
+    from structlog.dev import ConsoleRenderer, plain_traceback
+    from structlog.typing import EventDict, Processor
 
 from daemon.events import (
     AgentStateChanged,

@@ -260,6 +260,7 @@ class StubbornAgent(BaseAgent):
 
 MAIN = """
 import sys
+from contextlib import suppress
 from pathlib import Path
 from daemon.app import Daemon
 from daemon.lifecycle import run_process
