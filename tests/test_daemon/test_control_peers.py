@@ -25,7 +25,7 @@ BEDS = ("leeks dry", "kale wet", "beans dry")
 
 @pytest.fixture
 def garden(tmp_path: Path) -> Program:
-    return Program.with_garden(tmp_path, *BEDS)
+    return Program.with_garden(tmp_path, *BEDS, settings='isolation = "none"')
 
 
 @pytest.fixture
@@ -115,10 +115,10 @@ for line in lines:
             )
             assert "ok" in answers[1], answers
             assert answers[2]["error"]["kind"] == "NotAllowed"
-            (changed,) = daemon.said("proposal changed")
+            changed = daemon.wait_for("proposal changed")
             assert (changed["by"], changed["via"]) == ("nobody", "cli")
             assert daemon.call("proposals", "reject", "2", "--by", "ana").code == 0, "our own user still may"
-            assert daemon.said("proposal changed")[1]["by"] == "ana"
+            assert daemon.wait_for("proposal changed", 2)["by"] == "ana"
 
 
 plain = st.recursive(
@@ -149,7 +149,7 @@ requests = st.builds(
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     """A daemon that lives through all of it."""
-    program = Program.with_garden(tmp_path_factory.mktemp("fuzz"), *BEDS)
+    program = Program.with_garden(tmp_path_factory.mktemp("fuzz"), *BEDS, settings='isolation = "none"')
     with daemon_of(program) as daemon:
         daemon.wait_for("run finished")
         yield daemon

@@ -89,7 +89,7 @@ def test_sigterm_in_mid_run_ends_it_with_0_and_the_run_is_recorded_as_cancelled(
         asked = time.monotonic()
         program.process.terminate()
         assert program.wait() == 0
-        assert time.monotonic() - asked < 5  # a second of grace, and the recording
+        assert time.monotonic() - asked < 8  # a second of grace, one for its process, and the recording
     assert outcomes(folder) == ["cancelled"]
     assert program.line("run finished")["outcome"] == "cancelled"
 
@@ -112,7 +112,7 @@ def test_a_hang_up_does_not_end_it(folder: Path) -> None:
     with running(folder) as program:
         program.line("askfirst is running")
         program.process.send_signal(signal.SIGHUP)
-        program.line("SIGHUP is ignored: restart the program to read its configuration again")
+        program.line("the configuration was read again: nothing changed")
         assert json.loads(program.get("/healthz"))["status"] == "ok"
         program.process.terminate()
         assert program.wait() == 0

@@ -22,7 +22,7 @@ BEDS = ("leeks dry", "kale wet", "beans dry")
 
 @pytest.fixture
 def garden(tmp_path: Path) -> Program:
-    return Program.with_garden(tmp_path, *BEDS)
+    return Program.with_garden(tmp_path, *BEDS, settings='isolation = "none"')
 
 
 @pytest.fixture
@@ -125,6 +125,24 @@ def test_a_new_log_level_takes_effect_at_once(garden: Program) -> None:
         assert daemon.call("--once").code == 0
         assert daemon.wait_for("proposal made")["level"] == "debug"
         assert not [line for line in daemon.lines if line["logger"].startswith(("sqlalchemy", "aiosqlite"))]
+
+
+def test_a_key_that_came_with_a_reload_is_nowhere_in_the_log(garden: Program) -> None:
+    key = "canary-2718281828"
+    path = garden.folder / "config" / "askfirst.toml"
+    text = path.read_text()
+    path.chmod(0o600)
+    with daemon_of(garden) as daemon:
+        daemon.wait_for("run finished")
+        path.write_text(f'{text}bed = "{key}"\n[llm]\napi_key = "{key}"\n')  # a setting that there is not
+        refused = daemon.call("reload")
+        assert refused.code == 78, refused
+        path.write_text(f'{text}beds = "{key}"\n[llm]\napi_key = "{key}"\n')  # a file that there is not
+        assert daemon.call("reload").code == 0
+        assert daemon.call("--once").code == 1
+        failed = daemon.wait_for("run finished", 2)
+        assert "[redacted]" in failed["error"]
+        assert key not in daemon.log.read_text()
 
 
 def test_status_shows_everything_on_one_screen(running: Daemon) -> None:
