@@ -77,9 +77,9 @@ def _die_with_the_parent() -> None:
     """Linux: be killed when the daemon dies, and stay the parent of what leaves its own parents."""
     if sys.platform != "linux":
         return
-    import ctypes  # noqa: PLC0415 - such a process needs it, the daemon does not
+    with contextlib.suppress(OSError, AttributeError, ImportError, MemoryError):
+        import ctypes  # noqa: PLC0415 - such a process needs it, the daemon does not
 
-    with contextlib.suppress(OSError, AttributeError):
         prctl = ctypes.CDLL(None).prctl
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

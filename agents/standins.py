@@ -87,7 +87,9 @@ def _look(folder: Path, sign: _Sign) -> _Looked:
     for _ in range(len(sign) + 1):  # each round but the last one ends at another plugin
         under_way = ""
         try:
-            for line in _answers({"folder": str(folder), "skip": done}):
+            # Each plugin has its time; the processor's is for all of them together.
+            request = {"folder": str(folder), "skip": done, "seconds": LOOK_S * (len(sign) + 1)}
+            for line in _answers(request):
                 if "end" in line:
                     return plugins, problems
                 if "begins" in line:
@@ -229,7 +231,7 @@ def _answers(request: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     Raises:
         AgentLoadError: it took too long, or its process ended before it had said all.
     """
-    text = json.dumps({**request, "seconds": LOOK_S}).encode("ascii")
+    text = json.dumps({"seconds": LOOK_S, **request}).encode("ascii")
     with subprocess.Popen(  # noqa: S603 - this Python and our own file
         [sys.executable, "-P", str(PROGRAM)],
         stdin=subprocess.PIPE,

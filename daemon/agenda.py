@@ -14,7 +14,8 @@ from datetime import datetime, timedelta
 from agents.schedule import Schedule
 from daemon.clock import ClockChange
 from daemon.events import DueTime
-from daemon.timeline import Hold, Timeline, Turn
+from daemon.timeline import Timeline
+from daemon.turns import Hold, Turn
 
 _Entry = tuple[datetime, int, Timeline]
 

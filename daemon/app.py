@@ -19,7 +19,7 @@ from daemon.crew import CANCEL_LIMIT_S
 from daemon.deadman import DeadMan
 from daemon.errors import DaemonError, ExitCode, SettingsError, StoreFull
 from daemon.events import AgentState, EventBus, RunOutcome
-from daemon.lifecycle import Lifecycle, StatusLine, Watchdog, notify
+from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
 from daemon.observability.health import Health, Ping
 from daemon.observability.logging import EventLog, adjust_logging, configure_logging, dropped_lines
 from daemon.observability.metrics import Metrics
@@ -60,8 +60,8 @@ class Daemon:
     Attributes:
         lifecycle: how to ask it to stop, as a signal does.
         ready: set when everything is open and agents are scheduled.
-        housekeeping: makes backups, and forgets what is old; None before everything is open.
         url: where the web endpoints are, None before they are open or without them.
+        stalls: says which run keeps the loop, and counts; None before it runs.
     """
 
     def __init__(
@@ -76,6 +76,7 @@ class Daemon:
         self.lifecycle = Lifecycle()
         self.ready = asyncio.Event()
         self.url: str | None = None
+        self.stalls: StallWatch | None = None
         self._fixed_level = log_level
         self._metrics = Metrics(dropped_lines=dropped_lines)
         self._scheduler = AgentScheduler(
@@ -93,14 +94,16 @@ class Daemon:
             hold=self._scheduler.hold_all,
             release=self._scheduler.release_all,
         )
+        self._waiting_for_room = False
+        self._house: Housekeeping | None = None
         self._web: WebServer | None = None
         self._operations: Operations | None = None
         self._control: ControlServer | None = None
+        self._dead_man: DeadMan | None = None
         self._reloading = asyncio.Lock()
         self._status = StatusLine(self._status_text)
         self._scheduler.events.subscribe(self._status.changed)
         self._watchdog = Watchdog(self._silent_for, TICK_LIMIT_S)
-        self.housekeeping: Housekeeping | None = None
 
     async def run_until_stopped(self) -> ExitCode:
         """Run until a signal says to stop, then close everything in good order.
@@ -155,6 +158,11 @@ class Daemon:
                         _log.error("the configuration was not taken over: %s", problem)
                     raise
                 self.settings = settings
+                self._space.follow(settings.daemon.min_free_bytes)
+                if self._dead_man is not None and self._scheduler.runtime is not None:
+                    self._dead_man.set_agents(self._ping_addresses(self._scheduler.runtime))
+                if self._house is not None:
+                    self._house.follow(settings)
                 adjust_logging(self._fixed_level or settings.daemon.log_level)
         for text in (*settings.warnings, *changes):
             _log.info("the configuration was read again: %s", text)
@@ -166,6 +174,7 @@ class Daemon:
                 _log.info("the configuration was read again: nothing changed")
 
     async def _open(self, stack: AsyncExitStack) -> None:
+        await self._space.look()  # gives up the reserve if need be
         own = await stack.enter_async_context(daemon_lock(self.settings.daemon.data_dir))
         web = self._bind_web(stack)
         self._watch_for_stalls(stack)
@@ -190,13 +199,53 @@ class Daemon:
         stack.callback(self._say_stopping)
         await self._remember_successes(runtime)
 
+    async def _start_agents(self, web: WebServer | None, stack: AsyncExitStack) -> None:
+        """Open everything; on a full disk serve the endpoints, say so, and wait for room: no crash loop."""
+        try:
+            await self._scheduler.start()
+        except StoreFull as error:
+            await self._wait_for_room(error, web, stack)
+
+    async def _wait_for_room(self, error: StoreFull, web: WebServer | None, stack: AsyncExitStack) -> None:
+        async def storage() -> str:
+            raise error
+
+        self._waiting_for_room = True
+        if web is not None:
+            await self._show_health(web, Health([Ping("storage", storage)]), stack)
+        _log.warning("waiting for room on the disk: %s", error)
+        self._status.tell("READY=1")  # systemd must not take this for a start that hangs
+        self._watchdog.start()
+        while self._waiting_for_room:
+            await asyncio.sleep(LOW_LOOK_EVERY_S)
+            await self._space.look()
+            with suppress(StoreFull):
+                await self._scheduler.start()
+                self._waiting_for_room = False
+        _log.info("there is room on the disk again: going on with the start")
+
+    async def _keep_house(self, runtime: Runtime, stack: AsyncExitStack) -> None:
+        """Look after the room on the disk, backups, and what is old, until the end."""
+        from daemon.housekeeping import JOBS  # noqa: PLC0415 - loads SQLAlchemy
+
+        self._house = house = runtime.housekeeping
+        runtime.db.on_full = self._space.give_way
+        await self._space.look()
+        self._metrics.read_state_from(
+            lambda: bool(self._space.trouble), {job: partial(house.failing, job) for job in JOBS}
+        )
+        for name, work in (("space", self._space.run()), ("housekeeping", house.run())):
+            stack.push_async_callback(_ended, asyncio.create_task(work, name=name))
+        stack.push_async_callback(house.aclose)
+
     async def _take_commands(self, health: Health, own: Holder) -> None:
         def table() -> dict[str, Operation]:
             scheduler, runtime = self._scheduler, self._scheduler.runtime
             if runtime is None:
                 raise stopping()
             status = partial(report, runtime, scheduler, health, own, self.url)
-            controls = DaemonControls(scheduler, runtime, reload=self.reload)
+            backup = None if self._house is None else self._house.backup
+            controls = DaemonControls(scheduler, runtime, reload=self.reload, backup=backup)
             return table_of(runtime, scheduler, controls, reload=self.reload, status=status)
 
         daemon = self.settings.daemon
@@ -209,53 +258,15 @@ class Daemon:
             await self._control.aclose(CLOSE_LIMIT_S / 2)
 
     def _silent_for(self) -> float | None:
+        if self._waiting_for_room:
+            return 0.0
         return self._scheduler.seconds_since_tick if self._scheduler.running else None
 
     def _watch_for_stalls(self, stack: AsyncExitStack) -> None:
-        watch = StallWatch(self.settings.daemon.stall_after.total_seconds())
-        self._scheduler.events.subscribe(watch.note)
-        watch.start()
-        stack.push_async_callback(watch.aclose)
-
-    async def _start_agents(self, web: WebServer | None, stack: AsyncExitStack) -> None:
-        """Open everything; on a full disk serve the endpoints, say so, and wait for room: no crash loop."""
-        await self._space.look()  # gives up the reserve if need be
-        try:
-            await self._scheduler.start()
-        except StoreFull as error:
-            await self._wait_for_room(error, web, stack)
-
-    async def _wait_for_room(self, error: StoreFull, web: WebServer | None, stack: AsyncExitStack) -> None:
-        async def storage() -> str:
-            raise error
-
-        if web is not None:
-            await self._show_health(web, Health([Ping("storage", storage)]), stack)
-        _log.warning("waiting for room on the disk: %s", error)
-        notify(f"READY=1\nSTATUS=waiting for room on the disk: {error}")
-        while True:
-            await asyncio.sleep(LOW_LOOK_EVERY_S)
-            notify("WATCHDOG=1")  # the scheduler, which does it later, has not begun
-            await self._space.look()
-            with suppress(StoreFull):
-                await self._scheduler.start()
-                _log.info("there is room on the disk again: going on with the start")
-                return
-
-    async def _keep_house(self, runtime: Runtime, stack: AsyncExitStack) -> None:
-        """Look after the room on the disk, backups, and what is old, until the end."""
-        from daemon.housekeeping import JOBS, Housekeeping  # noqa: PLC0415 - loads SQLAlchemy
-
-        runtime.db.on_full = self._space.give_way
-        await self._space.look()
-        self.housekeeping = house = Housekeeping(runtime.db, self.settings)
-        self._metrics.read_state_from(
-            lambda: bool(self._space.trouble), {job: partial(house.failing, job) for job in JOBS}
-        )
-        for name, work in (("space", self._space.run()), ("housekeeping", house.run())):
-            task = asyncio.create_task(work, name=name)
-            stack.push_async_callback(_ended, task)
-        stack.push_async_callback(house.aclose)
+        self.stalls = StallWatch(self.settings.daemon.stall_after.total_seconds())
+        self._scheduler.events.subscribe(self.stalls.note)
+        self.stalls.start()
+        stack.push_async_callback(self.stalls.aclose)
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
@@ -289,14 +300,13 @@ class Daemon:
         daemon = self.settings.daemon
         program = None if daemon.ping_url is None else daemon.ping_url.get_secret_value()
         agents = self._ping_addresses(runtime)
-        if program is None and not agents:
-            return
 
         async def healthy() -> bool:
             return (await health.check())[0]
 
         dead_man = DeadMan(program, daemon.ping_every.total_seconds(), healthy, agents)
         self._scheduler.events.subscribe(dead_man.note)
+        self._dead_man = dead_man
         dead_man.start()
         stack.push_async_callback(dead_man.aclose)
 
@@ -378,10 +388,13 @@ class Daemon:
             return f"looked for due agents {silent:.0f} s ago"
 
         async def model() -> str:
-            if runtime.llm is None:
+            llm = (
+                self._scheduler.runtime or runtime
+            ).llm  # another one after the configuration was read again
+            if llm is None:
                 return "none: rules only"
-            name = f"{runtime.llm.backend} {runtime.llm.config.model}"
-            if not await runtime.llm.health_check():
+            name = f"{llm.backend} {llm.config.model}"
+            if not await llm.health_check():
                 msg = f"{name} does not answer; agents go on by rules where they can"
                 raise DaemonError(msg)
             return name
@@ -414,6 +427,8 @@ class Daemon:
 
     def _status_text(self) -> str:
         """What `systemctl status` shows in its line."""
+        if self._waiting_for_room:
+            return "waiting for room on the disk"
         runtime, selection = self._scheduler.runtime, self._scheduler.selection
         if runtime is None or selection is None:
             return "starting"
@@ -459,13 +474,13 @@ class Daemon:
         return ExitCode.FAILED
 
 
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
 async def _ended(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def program_version() -> str:

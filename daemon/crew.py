@@ -55,6 +55,7 @@ class Crew:
         self._by_hand_size = size
         self._turns: dict[str, asyncio.Lock] = {}
         self._tasks: dict[Run, str] = {}
+        self._asks: dict[Run, tuple[str, ...]] = {}
         self._since: dict[str, datetime] = {}
         self._closing = False
 
@@ -126,22 +127,20 @@ class Crew:
                 return False
             work = begin(name)
             if work is not None:
-                self._take(name, 1)
-                self._task(name, self._on_schedule(name, work))
+                backends = self.backends.get(name, ())  # others may be asked before the run has ended
+                self._take(backends, 1)
+                self._asks[self._task(name, self._on_schedule(name, work))] = backends
             if time.perf_counter() > until:
                 return bool(self._queue.names())
         return False
 
     async def _on_schedule(self, name: str, work: Work) -> Any:
-        try:
-            async with self._turn_of(name):
-                return await self._timed(name, work)
-        finally:
-            self._take(name, -1)
+        async with self._turn_of(name):
+            return await self._timed(name, work)
 
-    def _take(self, name: str, places: int) -> None:
+    def _take(self, backends: Iterable[str], places: int) -> None:
         self._places += places
-        for backend in self.backends.get(name, ()):
+        for backend in backends:
             self._asked[backend] = self._asked.get(backend, 0) + places
 
     def _room_at(self, backends: Iterable[str]) -> bool:
@@ -171,6 +170,9 @@ class Crew:
 
     def _forget(self, task: Run) -> None:
         name = self._tasks.pop(task)
+        backends = self._asks.pop(task, None)
+        if backends is not None:
+            self._take(backends, -1)
         error = None if task.cancelled() else task.exception()
         if isinstance(error, DaemonError):
             _log.error("a run could not be recorded: %s", error, extra={"agent": name})

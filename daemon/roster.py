@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from agents.errors import AgentError
 from agents.schedule import Schedule
@@ -23,9 +23,9 @@ from daemon.events import (
     RunOutcome,
     RunResult,
 )
-from daemon.timeline import Hold
 from daemon.timing import Timing
 from daemon.totals import iso
+from daemon.turns import Hold
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent
@@ -40,6 +40,58 @@ _log = logging.getLogger(__name__)
 STATE = "state"
 WAIT = "wait"
 """Kinds of holds: a person or the program took the agent off its schedule; it is left alone for a while."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What is known of the agents from before.
+
+    Attributes:
+        now: when it was read.
+        due_times: by agent, its newest settled due time not after `now`, and its newest.
+        runs: by agent, its last run.
+        states: by agent, what is kept about it.
+    """
+
+    now: datetime
+    due_times: Mapping[str, tuple[datetime | None, datetime]]
+    runs: Mapping[str, RunResult]
+    states: Mapping[str, AgentStatus]
+
+    @classmethod
+    async def read(cls, runtime: Runtime) -> Self:
+        """Read it.
+
+        Raises:
+            StoreError: the database cannot be read.
+        """
+        now = datetime.now(UTC)
+        return cls(
+            now=now,
+            due_times=await runtime.due_times.newest(now),
+            runs=await runtime.runs.newest(),
+            states=await runtime.states.all(),
+        )
+
+    def of(self, name: str) -> tuple[datetime | None, datetime | None]:
+        """The agent's last due time before `now`, or else its last run's start; and its newest."""
+        if name in self.due_times:
+            return self.due_times[name]
+        if name not in self.runs:
+            return None, None
+        began = self.runs[name].started_at
+        return (began if began <= self.now else None), began
+
+    def watched_until(self, name: str, schedule: Schedule) -> datetime | None:
+        """Until when what may make the agent due was dealt with; None for never.
+
+        Files that it wrote in its last run are its own; a moment of a calendar that came meanwhile is not.
+        """
+        last, _ = self.of(name)
+        run = self.runs.get(name)
+        if last is None or run is None or schedule.before is not None or run.finished_at > self.now:
+            return last
+        return max(last, run.finished_at)
 
 
 class Roster:
@@ -57,56 +109,49 @@ class Roster:
         self.entries: dict[str, Entry] = {}
         self.problems: dict[str, str] = {}
         self._timing = timing
-        self._since: dict[str, datetime] = {}
         self._triggers: Triggers | None = None
 
-    async def enter(self, runtime: Runtime, runs: Mapping[str, RunResult]) -> None:
+    async def enter(self, runtime: Runtime, history: History) -> None:
         """Schedule the runtime's agents; one that cannot be scheduled does not stop the others."""
         # In a thread: agents are imported, and the time zone of the machine is read.
         self.entries, self.problems = await asyncio.to_thread(_entries_of, runtime)
         for name, problem in self.problems.items():
             _log.error("an agent cannot be scheduled: %s", problem, extra={"agent": name})
-        await self._add(runtime, runs, self.entries)
+        await self._add(runtime, history, self.entries)
 
-    async def change(
-        self, runtime: Runtime, runs: Mapping[str, RunResult], entries: Mapping[str, Entry]
-    ) -> None:
+    async def change(self, runtime: Runtime, history: History, entries: Mapping[str, Entry]) -> None:
         """Go on with other agents and schedules; those that stay keep their last due times."""
-        await self.stop_triggers()
+        moment = datetime.now(UTC) if self._triggers is None else await self._triggers.hand_over()
+        self._triggers = None
         before, self.entries = self.entries, dict(entries)
         self.problems.clear()
         for name in before.keys() - entries.keys():
             self._timing.remove(name)
             self._timing.crew.backends.pop(name, None)
-            self._since.pop(name, None)
         for name in before.keys() & entries.keys():
             self._timing.crew.backends[name] = backends_of(runtime.selection, name)
             schedule = entries[name].schedule
             self._timing.change(name, schedule, _spread(name, schedule, len(entries)))
-        await self._add(runtime, runs, entries.keys() - before.keys())
-        await self.start_triggers(runtime)
+        await self._add(runtime, history, entries.keys() - before.keys())
+        try:
+            told: dict[str, datetime | None] = dict.fromkeys(before.keys() & entries.keys(), moment)
+            await self.start_triggers(runtime, history, told)
+        except Exception:  # noqa: BLE001 - the new configuration is in force already
+            _log.exception("what makes agents due besides the clock is not watched; a restart tries again")
 
-    async def _add(self, runtime: Runtime, runs: Mapping[str, RunResult], names: Iterable[str]) -> None:
+    async def _add(self, runtime: Runtime, history: History, names: Collection[str]) -> None:
         """Count due times from where they were when the program ran before."""
-        now = datetime.now(UTC)
-        due_times = await runtime.due_times.newest(now)
-        states = await runtime.states.all()
         for name in self.entries:
             if name not in names:
                 continue
             await asyncio.sleep(0)  # a thousand agents must not keep the loop from its other work
-            last, newest = due_times.get(name, (None, None))
-            if newest is None and name in runs:
-                newest = runs[name].started_at
-                last = newest if newest <= now else None
-            if last is not None:
-                self._since[name] = last
+            last, newest = history.of(name)
             schedule = self.entries[name].schedule
             spread = _spread(name, schedule, len(self.entries))
             self._timing.crew.backends[name] = backends_of(runtime.selection, name)
             self._timing.add(name, schedule, last=last, newest=newest, spread=spread)
-            if name in states:
-                self._mind_status(states[name])
+            if name in history.states:
+                self._mind_status(history.states[name])
 
     # what holds them
 
@@ -176,8 +221,10 @@ class Roster:
 
     # what else makes them due
 
-    async def start_triggers(self, runtime: Runtime) -> None:
-        """Watch the files, calendars and runs that make agents due."""
+    async def start_triggers(
+        self, runtime: Runtime, history: History, told: Mapping[str, datetime | None] | None = None
+    ) -> None:
+        """Watch the files, calendars and runs that make agents due; `told` says until when that was done."""
         watched = {
             name: entry.schedule
             for name, entry in self.entries.items()
@@ -189,7 +236,9 @@ class Roster:
         from daemon.triggers import Triggers  # noqa: PLC0415 - only where something is to be watched
 
         base_dir = runtime.settings.base_dir
-        self._triggers = Triggers(watched, base_dir, self._timing.trigger, since=dict(self._since))
+        until = {name: history.watched_until(name, schedule) for name, schedule in watched.items()}
+        since = {name: moment for name, moment in {**until, **(told or {})}.items() if moment is not None}
+        self._triggers = Triggers(watched, base_dir, self._timing.trigger, since=since)
         await self._triggers.start()
 
     async def stop_triggers(self) -> None:

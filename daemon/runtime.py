@@ -25,6 +25,7 @@ from daemon.standing import LocalControls
 from llm import LLMClient, LLMConfig, Routes, Selection
 
 if TYPE_CHECKING:
+    from daemon.housekeeping import Housekeeping
     from daemon.store.due_times import DueTimeStore
     from daemon.store.engine import Database
     from daemon.store.proposals import ProposalStore
@@ -52,6 +53,7 @@ class Runtime:
         desk: decides about proposals.
         runner: runs agents.
         controls: what a person may do to agents.
+        housekeeping: makes backups, and forgets what is old; in the daemon by itself.
         llm: the model, None for rules only.
         selection: which model was chosen and why.
         agent_names: the agents to run, in order.
@@ -68,6 +70,7 @@ class Runtime:
     desk: ProposalDesk
     runner: Runner
     controls: Controls
+    housekeeping: Housekeeping
     llm: LLMClient | None
     selection: Selection
     agent_names: tuple[str, ...]
@@ -142,7 +145,8 @@ def assemble(
     now: Callable[[], datetime] = utc_now,
 ) -> Runtime:
     """Put together what stands above the database; nothing of it has to be awaited or can fail."""
-    from daemon.store.due_times import DueTimeStore  # noqa: PLC0415 - loads SQLAlchemy
+    from daemon.housekeeping import Housekeeping  # noqa: PLC0415 - loads SQLAlchemy
+    from daemon.store.due_times import DueTimeStore  # noqa: PLC0415 - as above
     from daemon.store.proposals import ProposalStore  # noqa: PLC0415
     from daemon.store.runs import RunStore  # noqa: PLC0415
     from daemon.store.states import StateStore  # noqa: PLC0415
@@ -154,8 +158,18 @@ def assemble(
     runner = Runner(
         maker, database, proposals, runs, desk, due_times=due_times, states=states, events=events, now=now
     )
+    house = Housekeeping(database, settings, now=now)
     controls = LocalControls(
-        settings, database, runs, desk, runner, due_times=due_times, states=states, events=events, now=now
+        settings,
+        database,
+        runs,
+        desk,
+        runner,
+        due_times=due_times,
+        states=states,
+        events=events,
+        backup=house.backup,
+        now=now,
     )
     return Runtime(
         settings=settings,
@@ -169,6 +183,7 @@ def assemble(
         desk=desk,
         runner=runner,
         controls=controls,
+        housekeeping=house,
         llm=llm,
         selection=selection,
         agent_names=names,

@@ -26,10 +26,10 @@ from daemon.crew import Crew, all_done
 from daemon.deadlines import AT_LEAST_EVERY, Deadlines, deadlines_of
 from daemon.errors import DaemonError
 from daemon.events import DueTime, DueTimesSettled, Event, EventBus, ProposalChanged, RunResult
-from daemon.roster import Roster
-from daemon.timeline import Hold, Turn
+from daemon.roster import History, Roster
 from daemon.timing import Timing
 from daemon.totals import Totals, iso
+from daemon.turns import Hold, Turn
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent
@@ -358,20 +358,25 @@ class AgentScheduler:
             timing.hold_all(Hold(reason=self._refused))
         await runtime.runner.recover(runtime.agent_names)
         await runtime.runner.reconsider(runtime.agent_names)
-        runs = await runtime.runs.newest()
-        self._totals.last.update(runs)
-        await roster.enter(runtime, runs)
+        history = await History.read(runtime)
+        self._totals.last.update(history.runs)
+        await roster.enter(runtime, history)
         timer.add_deadline(self._tend_deadlines, datetime.now(UTC))
         timer.start(timing.look)
         timing.start()
-        await roster.start_triggers(runtime)
+        await roster.start_triggers(runtime, history)
 
     async def _switch(self, new: Prepared) -> None:
         """Go on with a new runtime over the same database."""
+        from daemon.runtime import close_parts  # noqa: PLC0415 - loads the store
+
+        try:
+            history = await History.read(new.runtime)
+        except DaemonError:
+            await close_parts(new.runtime, self._runtime)
+            raise
         old, roster = self._runtime, self._roster
         if old is None or roster is None or self._held:
-            from daemon.runtime import close_parts  # noqa: PLC0415 - loads the store
-
             await close_parts(new.runtime, old)
             msg = "the program is stopping; the next start reads the configuration"
             raise DaemonError(msg)
@@ -380,7 +385,7 @@ class AgentScheduler:
         self._crew.size = settings.daemon.max_concurrent_runs
         self._crew.per_backend = settings.daemon.max_runs_per_backend
         self._retire(old, new.runtime)
-        await roster.change(new.runtime, await new.runtime.runs.newest(), new.entries)
+        await roster.change(new.runtime, history, new.entries)
         await new.runtime.runner.reconsider(new.runtime.agent_names)
 
     def _retire(self, old: Runtime, new: Runtime) -> None:

@@ -20,7 +20,7 @@ from daemon.clock import ClockWatch
 from daemon.crew import Crew
 from daemon.errors import DaemonError
 from daemon.events import DueTime
-from daemon.timeline import Hold, Turn
+from daemon.turns import Hold, Turn
 
 _log = logging.getLogger(__name__)
 

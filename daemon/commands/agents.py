@@ -13,7 +13,7 @@ import click
 
 from daemon.commands.base import Invocation, command_options, examples, pass_invocation, person
 from daemon.commands.hooks import hook
-from daemon.commands.shapes import due_cells, moment, plain, rough, run_data, run_remarks, until
+from daemon.commands.shapes import DUE_COLUMNS, due_cells, moment, plain, rough, run_data, run_remarks, until
 from daemon.errors import DaemonError, ExitCode
 from daemon.render import Column, Screen, Style
 
@@ -29,13 +29,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _STYLES: Mapping[str, Style] = {"active": "green", "paused": "yellow", "quarantined": "red"}
 _INDENT = 6
-_DUE_COLUMNS = (
-    Column("due (UTC)"),
-    Column("times", right=True),
-    Column("fate"),
-    Column("run"),
-    Column("reason"),
-)
 
 
 @click.group(
@@ -283,8 +276,9 @@ def _show_standing(screen: Screen, standing: Standing, now: datetime) -> None:
         screen.items(_wrapped(screen, remarks))
     if standing.due_times:
         screen.heading("Its last due times:")
+        due, times, _agent, *others = DUE_COLUMNS
         cells = [due_cells(each) for each in standing.due_times]
-        screen.table(_DUE_COLUMNS, [(due, times, *rest) for due, times, _agent, *rest in cells])
+        screen.table((due, times, *others), [(*row[:2], *row[3:]) for row in cells])
 
 
 def _wrapped(screen: Screen, texts: Iterable[str]) -> list[str]:

@@ -41,26 +41,37 @@ def command(ctx: click.Context, /, call: Invocation, to: Path | None) -> None:
         if to is not None:
             ctx.fail(f"--to stands alone, not before {ctx.invoked_subcommand!r}")
         return
+    from daemon.control.reach import signs_of  # noqa: PLC0415 - loads pydantic
+
     settings = call.settings()
-    with call.logging(settings):
-        path = _make(settings, None if to is None else to.absolute())
+    if not signs_of(settings).runs:
+        _check_database(settings)
+    place = None if to is None else to.absolute()
+    path = call.with_runtime(lambda runtime: runtime.controls.backup(place))
+    size = _bytes(path)
     screen = call.screen()
     if screen.as_json:
-        screen.data({"backup": path, "bytes": path.stat().st_size})
+        screen.data({"backup": path, "bytes": size})
     else:
-        screen.line(f"{path} ({_size(path.stat().st_size)}, verified)")
+        screen.line(f"{path} ({'' if size is None else _size(size) + ', '}verified)")
 
 
-def _make(settings: Settings, to: Path | None) -> Path:
-    """Made here even while the daemon runs: it is copied by reading, which disturbs no writer."""
+def _check_database(settings: Settings) -> None:
+    """No database shall be made only to be copied."""
     from daemon.runtime import DATABASE  # noqa: PLC0415 - loads the agents
-    from daemon.store.backups import make_backup  # noqa: PLC0415 - loads SQLAlchemy
-    from daemon.store.migrations import no_database  # noqa: PLC0415 - as above
+    from daemon.store.migrations import no_database  # noqa: PLC0415 - loads SQLAlchemy
 
     database = settings.daemon.data_dir / DATABASE
     if not database.exists():
         raise no_database(database)
-    return make_backup(database, settings.backup_dir, max(settings.backup.keep, 1), to)
+
+
+def _bytes(path: Path) -> int | None:
+    """The size, None where the daemon put it into a folder that we may not look into."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 @command.command("list", epilog=examples("askfirst backup list", "askfirst backup list --json"))

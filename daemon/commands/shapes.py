@@ -169,14 +169,19 @@ DUE_COLUMNS = (
     Column("times", right=True),
     Column("agent", style="bold"),
     Column("fate"),
-    Column("run"),
-    Column("reason"),
+    Column("why, or the run"),
 )
 
 
 def due_cells(due: DueTime) -> tuple[object, ...]:
     """Due times of one fate as the cells of `DUE_COLUMNS`; of several the newest one is shown."""
-    return (moment(due.last), due.count, due.agent, due.fate.value, due.run_id, due.reason)
+    return (moment(due.last), due.count, due.agent, due.fate.value, _led_to(due))
+
+
+def _led_to(due: DueTime) -> str:
+    if due.run_id is None:
+        return due.reason
+    return f"{due.reason} ({due.run_id})" if due.reason else due.run_id
 
 
 def show_call(screen: Screen, call: ModelCall, *, verbose: bool) -> None:

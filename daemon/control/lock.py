@@ -6,7 +6,7 @@ import asyncio
 import fcntl
 import os
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,8 +86,9 @@ def holder(data_dir: Path) -> Holder | None:
 
 def _sign(descriptor: int) -> Holder:
     own = Holder(os.getpid(), datetime.now(UTC))
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{own.pid} {own.since:%Y-%m-%dT%H:%M:%S}+00:00\n".encode(), 0)
+    with suppress(OSError):  # on a full disk others see that there is a daemon, not which
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{own.pid} {own.since:%Y-%m-%dT%H:%M:%S}+00:00\n".encode(), 0)
     return own
 
 

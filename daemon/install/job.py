@@ -16,7 +16,7 @@ from daemon.install import launchd, systemd
 from daemon.install.grants import Grants
 from daemon.install.launchd import config_in
 from daemon.install.machine import Machine
-from daemon.install.plan import Plan
+from daemon.install.plan import Plan, readable_by, user_exists
 from daemon.install.site import (
     STATE_DIR,
     USER,
@@ -154,6 +154,10 @@ class Installation:
         machine = self.machine
         if not machine.is_real:
             return []
+        if self.scope == "user" and machine.uid == 0 and machine.environ.get("SUDO_USER"):
+            return [
+                "--user with sudo would make it root's own service: type it without sudo, or use --system"
+            ]
         if not machine.is_this_kind:
             return [f"this is no {machine.platform}: --dry-run shows what would be done there"]
         if machine.platform == "linux" and not machine.runs_systemd():
@@ -162,7 +166,8 @@ class Installation:
             return [
                 "a service of the machine needs root: sudo askfirst service install --system; or use --user",
             ]
-        return []
+        unknown = self.site.is_system and self.site.user != USER and not user_exists(self.site.user)
+        return [f"there is no user {self.site.user}: make it first, or leave out --run-as"] if unknown else []
 
     def _of_the_program(self) -> list[str]:
         site, found = self.site, []
@@ -185,6 +190,13 @@ class Installation:
                 found.append(f"the credential {name} has no file {file}")
             elif place.stat().st_mode & 0o077:
                 found.append(f"others may read {file}, the credential {name}: chmod 600 {file}")
+        if self.site.is_system and self.machine.platform == "linux":
+            found += [
+                f"{key} is {file}, which the user {self.site.user} may not read: leave that setting out and "
+                f"hand the file over with --credential llm_api_key={file}"
+                for key, file in _key_files(self.settings)
+                if file.is_file() and not readable_by(file, self.site.user)
+            ]
         return found
 
 
@@ -218,6 +230,17 @@ def _read_folders(settings: Settings | None) -> list[Path]:
         return []
     folders = (settings.daemon.plugin_dir, settings.daemon.prompts_dir, settings.llm.model_dir)
     return [folder for folder in folders if folder is not None]
+
+
+def _key_files(settings: Settings | None) -> Iterator[tuple[str, Path]]:
+    """The files that hold keys, by their settings."""
+    if settings is None:
+        return
+    if settings.llm.api_key_file is not None:
+        yield "llm.api_key_file", settings.llm.api_key_file
+    for name, table in settings.llm.backends.items():
+        if table.api_key_file is not None:
+            yield f"llm.backends.{name}.api_key_file", table.api_key_file
 
 
 def _service_environ(machine: Machine, scope: Scope) -> dict[str, str]:

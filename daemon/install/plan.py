@@ -6,6 +6,7 @@ import contextlib
 import grp
 import os
 import pwd
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,6 +229,19 @@ def user_exists(name: str) -> bool:
     except KeyError:
         return False
     return True
+
+
+def readable_by(file: Path, name: str) -> bool:
+    """Whether a file's mode lets a user read it; one who does not exist yet has what all others have."""
+    found = file.stat()
+    if found.st_mode & stat.S_IROTH:
+        return True
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        return False
+    by_group = found.st_gid in os.getgrouplist(name, user.pw_gid) and found.st_mode & stat.S_IRGRP
+    return bool(by_group or (found.st_uid == user.pw_uid and found.st_mode & stat.S_IRUSR))
 
 
 def group_of(name: str) -> str:

@@ -50,6 +50,7 @@ class Triggers:
     ) -> None:
         self._schedules = dict(schedules)
         self._fire = fire
+        self._now = now
         self._running: dict[str, str] = {}
         watched = {name: each.watch for name, each in schedules.items() if each.watch}
         self._files = FileWatch(watched, base_dir, self._file_changed, since=since)
@@ -64,6 +65,15 @@ class Triggers:
         """End; nothing is fired after this returns."""
         await self._calendars.aclose()
         await self._files.aclose()
+
+    async def hand_over(self) -> datetime:
+        """As `aclose`, and fire what has changed by now; returns since when another one has to look."""
+        await self._calendars.aclose()
+        moment = self._now()
+        self._calendars.fire_due(moment)
+        await self._files.catch_up()
+        await self.aclose()
+        return moment
 
     def note(self, result: RunResult) -> None:
         """A run has ended: the agents that come after it are due if it succeeded."""

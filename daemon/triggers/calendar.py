@@ -144,6 +144,12 @@ class Calendars:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
+    def fire_due(self, moment: datetime) -> None:
+        """Fire what is due at `moment`, by what is known."""
+        for name, calendar in self._calendars.items():
+            for due in calendar.take(moment):
+                self._fire(name, due)
+
     def clock_changed(self) -> None:
         """The clock was set, or the machine slept: what was awaited may have come, or be far off."""
         self._wake.set()
@@ -155,8 +161,9 @@ class Calendars:
                 await self._bring_up_to_date(name, calendar)
                 for due in calendar.take(self._now()):
                     self._fire(name, due)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._pause())
+            with contextlib.suppress(TimeoutError):  # not wait_for, which may swallow a cancellation
+                async with asyncio.timeout(self._pause()):
+                    await self._wake.wait()
 
     def _pause(self) -> float:
         """Seconds until the next due time, or until the files are looked at again."""

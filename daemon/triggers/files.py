@@ -177,6 +177,17 @@ class FileWatch:
         if notifier is not None:
             await asyncio.to_thread(notifier.close)
 
+    async def catch_up(self) -> None:
+        """Fire what has changed by now, without waiting for it to rest."""
+        free = {name: each for name, each in self._agents.items() if not each.busy and not each.own}
+        with contextlib.suppress(TimeoutError):  # a lost disk does not hold up whoever wants to go on
+            async with asyncio.timeout(CLOSE_LIMIT_S):
+                fresh = await asyncio.to_thread(self._snapshots, free)
+                for name, watched in free.items():
+                    if fresh[name] != watched.known:
+                        watched.known = watched.seen = fresh[name]
+                        self._fire(name)
+
     def suppress(self, agent: str) -> None:
         """What changes until `resume` is the agent's own; a change that is still coming to rest is not."""
         watched = self._agents.get(agent)
@@ -195,8 +206,9 @@ class FileWatch:
 
     async def _watch(self) -> None:
         while True:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._pause())
+            with contextlib.suppress(TimeoutError):  # not wait_for, which may swallow a cancellation
+                async with asyncio.timeout(self._pause()):
+                    await self._wake.wait()
             if self._closing:
                 return
             self._wake.clear()

@@ -26,7 +26,10 @@ START_S = 60.0
 """How long a worker may take to load its agent."""
 
 MAX_ASKS = 32
-"""Most model calls of one worker at a time; the next one is read when one of them has ended."""
+"""Most model calls of one worker at a time; others wait."""
+
+MAX_WAITING = 1_000
+"""Most model calls of one worker that may be under way or wait."""
 
 _MAX_CALLS = 10_000
 _LOOK_S = 1.0
@@ -218,7 +221,7 @@ class Worker:
                 self._break(self.limits.too_many_bytes())
                 return
             try:
-                await self._take(loads(line), len(line))
+                self._take(loads(line), len(line))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 self._break(f"its process wrote something that is no message ({type(error).__name__})")
             if self._fault is not None:
@@ -227,7 +230,7 @@ class Worker:
                 await asyncio.sleep(0)
                 pause_at = time.monotonic() + _TURN_S
 
-    async def _take(self, message: Mapping[str, Any], size: int) -> None:
+    def _take(self, message: Mapping[str, Any], size: int) -> None:
         kind = message["is"]
         if kind not in {"ask", "drop"}:
             self._bytes += size
@@ -235,18 +238,21 @@ class Worker:
                 self._break(self.limits.too_many_bytes())
                 return
         if kind == "ask":
-            await self._begin_ask(message)
+            self._begin_ask(message)
         elif kind == "drop":
             if (ask := self._asks.get(message["id"])) is not None:
                 ask.cancel()
         else:
             self._keep(kind, message)
 
-    async def _begin_ask(self, message: Mapping[str, Any]) -> None:
-        await self._room.acquire()  # nothing more is read from one that asks too much at a time
+    def _begin_ask(self, message: Mapping[str, Any]) -> None:
+        if len(self._asks) >= MAX_WAITING:
+            self._break(f"it asked its model more than {MAX_WAITING:,} questions at a time")
+            return
         number = int(message["id"])
         name = f"model call of {self._launch.entry.name}"
-        self._asks[number] = asyncio.create_task(self._ask(number, message), name=name)
+        ask = self._asks[number] = asyncio.create_task(self._ask(number, message), name=name)
+        ask.add_done_callback(lambda _: self._asks.pop(number, None))
 
     def _keep(self, kind: str, message: Mapping[str, Any]) -> None:
         match kind:
@@ -299,21 +305,22 @@ class Worker:
         """One question to the model: asked here, in the name of the agent and its run."""
         task = str(message.get("task") or "")
         try:
-            with calling(agent=self._launch.entry.name, run_id=self._context.run_id, task=task):
-                if message["what"] == "stream":
-                    await self._stream(number, message)
-                else:
-                    value = await self._asked(message)
-                    await self._send({"id": number, "value": value, "last": True})
+            async with self._room:
+                with calling(agent=self._launch.entry.name, run_id=self._context.run_id, task=task):
+                    await self._answer_to(number, message)
         except (LLMError, ValueError, TypeError) as error:
             await self._send({"id": number, "error": spoken(error), "last": True})
         except Exception as error:  # noqa: BLE001 - a client may be anybody's code; the agent is told
             _log.exception("a model call of an agent's process failed unexpectedly", extra=self._known)
             fault = ServerError(f"the model call failed unexpectedly ({type(error).__name__})")
             await self._send({"id": number, "error": spoken(fault), "last": True})
-        finally:
-            self._asks.pop(number, None)
-            self._room.release()
+
+    async def _answer_to(self, number: int, message: Mapping[str, Any]) -> None:
+        if message["what"] == "stream":
+            await self._stream(number, message)
+        else:
+            value = await self._asked(message)
+            await self._send({"id": number, "value": value, "last": True})
 
     async def _asked(self, message: Mapping[str, Any]) -> Any:
         llm = self._context.llm

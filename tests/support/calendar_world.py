@@ -9,7 +9,7 @@ from agents.schedule import Schedule
 from daemon.agenda import Agenda
 from daemon.clock import ClockChange
 from daemon.events import DueTime, Fate
-from daemon.timeline import Hold, Turn
+from daemon.turns import Hold, Turn
 
 START = datetime(2026, 11, 2, tzinfo=UTC)
 

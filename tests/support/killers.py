@@ -170,6 +170,16 @@ class Lies(Killer):
                         os.write(fd, b"[" * 65536)
 
 
+class Asks(Killer):
+    """Asks its model without end, and waits for no answer."""
+
+    async def strike(self) -> Any:
+        llm = self.context.llm
+        assert llm is not None
+        asked = [asyncio.create_task(llm.generate(f"{n}?")) for n in range(1_001)]
+        await asyncio.wait(asked)
+
+
 class Escapes(Killer):
     """Leaves a process behind that has left its session, its parent and its files, and then dies."""
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tests.support.waiting import seen_now
@@ -36,6 +37,7 @@ BOOT_LIMIT_S = 60.0
 CALL_LIMIT_S = 120.0
 
 
+@cache
 def why_not() -> str | None:
     """Why there is no such machine here; None when there can be one."""
     if sys.platform != "linux":
@@ -45,6 +47,10 @@ def why_not() -> str | None:
     for tool, package in (("systemd-nspawn", "systemd-container"), ("mmdebstrap", "mmdebstrap")):
         if shutil.which(tool) is None:
             return f"{tool} is missing; on Debian: apt-get install {package}"
+    if subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "true"], capture_output=True, check=False
+    ).returncode:
+        return "this root may not make namespaces, as in a container without privileges"
     return None if _sources() else "apt knows no mirror of this machine's own release"
 
 

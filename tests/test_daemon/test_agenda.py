@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from agents.schedule import At, Cron, Every, Schedule, Timed, parse_quiet, parse_zone
 from daemon.events import Fate
-from daemon.timeline import MOST_CAUGHT_UP, Hold
+from daemon.timeline import MOST_CAUGHT_UP
+from daemon.turns import Hold
 from tests.support.calendar_world import START, World
 
 HOUR = timedelta(hours=1)

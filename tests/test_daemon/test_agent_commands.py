@@ -316,7 +316,7 @@ def test_why_shows_a_run_under_way_the_last_one_and_the_last_due_times(
     assert "  failures             3 in a row, 1 of them because of its model" in lines
     assert "  - garden: no water" in lines
     assert [line.split() for line in lines[-3:]] == [
-        ["due", "(UTC)", "times", "fate", "run", "reason"],
+        ["due", "(UTC)", "times", "fate", "why,", "or", "the", "run"],
         ["2026-03-01", "12:00", "1", "run", "run7"],
         ["2026-03-01", "11:00", "5", "skipped", "paused"],
     ]
@@ -368,17 +368,26 @@ def test_the_due_times_are_listed_by_agent_and_by_fate(garden: Program) -> None:
         DueTime(
             agent="other", due=START + 3 * HOUR, last=START + 3 * HOUR, fate=Fate.SKIPPED, reason="quiet"
         ),
+        DueTime(
+            agent="garden",
+            due=START - HOUR,
+            last=START - HOUR,
+            fate=Fate.COALESCED,
+            reason="one for all",
+            run_id="run9",
+        ),
     ]
     within(garden, lambda runtime: runtime.due_times.settle(kept))
     lines = garden.call("runs", "due").out.splitlines()
     assert [line.split() for line in lines] == [
-        ["due", "(UTC)", "times", "agent", "fate", "run", "reason"],
+        ["due", "(UTC)", "times", "agent", "fate", "why,", "or", "the", "run"],
         ["2026-03-01", "15:00", "1", "other", "skipped", "quiet"],
         ["2026-03-01", "14:00", "1", "garden", "run", "run9"],
         ["2026-03-01", "13:00", "2", "garden", "missed", "the", "machine", "slept"],
+        ["2026-03-01", "11:00", "1", "garden", "coalesced", "one", "for", "all", "(run9)"],
     ]
     for option, fates in (
-        (("--agent", "garden"), ["run", "missed"]),
+        (("--agent", "garden"), ["run", "missed", "coalesced"]),
         (("--fate", "missed"), ["missed"]),
         (("--agent", "other", "--fate", "run"), []),
         (("--limit", "1"), ["skipped"]),
@@ -386,7 +395,9 @@ def test_the_due_times_are_listed_by_agent_and_by_fate(garden: Program) -> None:
     ):
         data = garden.call("runs", "due", *option, "--json").data
         assert [due["fate"] for due in data] == fates, option
-    assert garden.call("runs", "due", "--fate", "coalesced").out == "There are no such due times.\n"
+    assert garden.call("runs", "due", "--fate", "run", "--agent", "other").out == (
+        "There are no such due times.\n"
+    )
     assert garden.call("runs", "due", "--fate", "lost").code == 64
 
 

@@ -93,6 +93,24 @@ async def test_a_full_backend_keeps_its_own_agents_waiting_and_no_others() -> No
     await shift.aclose()
 
 
+async def test_a_backend_that_an_agent_asked_before_is_free_when_its_run_has_ended() -> None:
+    shift = Shift(10, per_backend=1)
+    shift.crew.backends = {"a": ("pi",), "b": ("pi",), "c": ("cloud",)}
+    shift.wait("a")
+    shift.fill()
+    await seen(lambda: shift.work.running == {"a"})
+    shift.crew.backends = {"a": ("cloud",), "b": ("pi",), "c": ("cloud",)}  # another configuration
+    shift.wait("b", "c")
+    shift.fill()
+    await seen(lambda: shift.work.running == {"a", "c"})
+    await shift.end("a")
+    await shift.end("c")
+    shift.wait("c")
+    shift.fill()
+    await seen(lambda: shift.work.order == ["a", "c", "b", "c"])
+    await shift.aclose()
+
+
 async def test_who_waits_for_a_place_can_be_seen_and_goes_when_told_to() -> None:
     shift = Shift(1)
     shift.wait("a", "b", "c")

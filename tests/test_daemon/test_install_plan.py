@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from daemon.install.grants import Grants, given, quoted
 from daemon.install.machine import Machine
 from daemon.install.marked import is_ours, is_untouched, marked, marked_xml
-from daemon.install.plan import Call, Carrier, File, Folder, StepFailed
+from daemon.install.plan import Call, Carrier, File, Folder, StepFailed, readable_by
 
 
 class Told:
@@ -66,7 +67,7 @@ def test_a_command_that_may_fail_is_told_and_the_rest_goes_on(tmp_path: Path) ->
     assert "no-such-program-anywhere failed" in told.lines[0]
 
 
-def test_a_command_that_would_change_nothing_is_not_run_and_knows_what_happened_before(
+def test_a_command_that_would_change_nothing_is_not_run(
     tmp_path: Path,
 ) -> None:
     told = Told()
@@ -80,6 +81,19 @@ def test_a_command_that_would_change_nothing_is_not_run_and_knows_what_happened_
 def test_nothing_is_called_for_a_folder_that_stands_for_a_machine(tmp_path: Path) -> None:
     Carrier(Machine(root=tmp_path / "root"), print).carry_out([call("touch", str(tmp_path / "ran"))])
     assert not (tmp_path / "ran").exists()
+
+
+def test_who_may_read_a_file_is_told_by_its_mode(tmp_path: Path) -> None:
+    file, me = tmp_path / "key", pwd.getpwuid(os.getuid()).pw_name
+    file.write_text("k")
+    for mode, mine, others in (
+        (0o600, True, False),
+        (0o644, True, True),
+        (0o040, True, False),
+        (0o000, False, False),
+    ):
+        file.chmod(mode)
+        assert (readable_by(file, me), readable_by(file, "nobody-of-that-name")) == (mine, others), oct(mode)
 
 
 def test_the_mark_tells_whether_a_file_is_ours_and_untouched() -> None:

@@ -32,7 +32,9 @@ from daemon.marks import SIZE, Mark, from_bytes, to_bytes
 from daemon.outcome import new_run_id
 from daemon.runtime import Runtime, open_runtime
 from tests.support.deaths import NAME, KillerAgent
+from tests.support.program import LIMIT_S, Program
 from tests.support.stores import ROOT, START, Clock, settings_for
+from tests.support.waiting import seen_now
 
 O = RunOutcome  # noqa: E741 - read a hundred times below
 PARKED = "its last 3 runs ended with the whole program"
@@ -160,6 +162,43 @@ async def test_the_third_crash_parks_the_agent_with_one_notification(
     assert skipped == ([(START, Fate.SKIPPED, PARKED)] if trigger == "schedule" else [])
     assert (await runtime.runner.run(NAME)).outcome is O.SUCCEEDED  # by hand it may
     assert (await runtime.states.get(NAME)).state is AgentState.ACTIVE
+
+
+PLUGIN = """
+import os, signal
+from agents.base import BaseAgent
+
+class DeadlyAgent(BaseAgent):
+    every = "1s"
+
+    async def analyze(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.crash
+@pytest.mark.process
+def test_a_daemon_that_a_plugin_takes_down_again_and_again_parks_it_and_stays_up(tmp_path: Path) -> None:
+    program = Program.with_garden(tmp_path, "leeks dry")
+    (tmp_path / "data" / "plugins" / "deadly.py").write_text(PLUGIN)
+    config = tmp_path / "config" / "askfirst.toml"
+    config.write_text(config.read_text() + '[agents.deadly]\nisolation = "none"\n')
+    for _ in range(3):
+        with program.running("run") as daemon:
+            assert daemon.wait(LIMIT_S) == -9
+    with program.running("run") as daemon:
+        assert daemon.stderr is not None
+        log = next(line for line in daemon.stderr if "an agent is quarantined" in line)
+        assert PARKED in log
+        seen_now(lambda: program.call("agents", "why", "deadly", "--json").code == 0)
+        why = program.call("agents", "why", "deadly", "--json").data
+        assert (why["status"]["state"], why["status"]["reason"]) == ("quarantined", PARKED)
+        assert [(due["fate"], due["reason"]) for due in why["due_times"]][-1] == ("skipped", PARKED)
+        runs = program.call("runs", "list", "--agent", "deadly", "--json").data
+        assert [run["outcome"] for run in runs] == ["interrupted"] * 3
+        assert all(run["due"] is not None for run in runs)
+        daemon.terminate()
+        assert daemon.wait(LIMIT_S) == 0
 
 
 # --- with marks as kills leave them

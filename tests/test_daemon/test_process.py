@@ -89,7 +89,7 @@ def test_sigterm_in_mid_run_ends_it_with_0_and_the_run_is_recorded_as_cancelled(
         asked = time.monotonic()
         program.process.terminate()
         assert program.wait() == 0
-        assert time.monotonic() - asked < 5  # a second of grace, and the recording
+        assert time.monotonic() - asked < 8  # a second of grace, one for its process, and the recording
     assert outcomes(folder) == ["cancelled"]
     assert program.line("run finished")["outcome"] == "cancelled"
 

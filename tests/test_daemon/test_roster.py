@@ -307,15 +307,12 @@ async def test_agents_that_ask_the_same_backend_wait_for_each_other(tmp_path: Pa
 
 
 def test_an_agents_backends_are_those_of_its_route() -> None:
-    one, two = (
-        LLMConfig(backend="mock"),
-        LLMConfig(backend="remote", model="m", api_base="http://127.0.0.1:9"),
-    )
+    server = LLMConfig(backend="remote", model="m", api_base="http://127.0.0.1:9")
     assert backends_of(Selection(config=None, reason=""), "a") == ()
-    assert backends_of(Selection(config=one, reason=""), "a") == ("mock",)
-    routes = Routes(backends={"pi": one, "cloud": two}, default=("pi",), agents={"b": ("cloud", "pi")})
-    assert backends_of(Selection(config=one, reason="", routes=routes), "a") == ("pi",)
-    assert backends_of(Selection(config=one, reason="", routes=routes), "b") == ("cloud", "pi")
+    assert backends_of(Selection(config=server, reason=""), "a") == ("remote",)
+    routes = Routes(backends={"pi": server, "cloud": server}, default=("pi",), agents={"b": ("cloud", "pi")})
+    assert backends_of(Selection(config=server, reason="", routes=routes), "a") == ("pi",)
+    assert backends_of(Selection(config=server, reason="", routes=routes), "b") == ("cloud", "pi")
 
 
 async def test_a_run_by_hand_does_not_wait_for_those_on_schedule(tmp_path: Path) -> None:

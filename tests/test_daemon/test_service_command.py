@@ -320,6 +320,20 @@ def test_what_cannot_be_granted_is_said(words: tuple[str, str], said: str, scrat
     assert (ended.code, said in ended.err) == (1, True), ended
 
 
+def test_a_key_file_that_the_services_user_cannot_read_is_refused_with_the_better_way(
+    scratch: Scratch,
+) -> None:
+    key = scratch.root / "etc/askfirst/key"
+    text = f'[llm]\nbackend = "remote"\nmodel = "m"\napi_key_file = "{key}"\n'
+    scratch.write(Path("etc/askfirst/key"), "k", 0o600)
+    scratch.configured(text)
+    words = ("install", "--system", "--allow-network", "--run-as", "nobody-of-that-name")
+    refused = scratch.service(*words)
+    assert f"hand the file over with --credential llm_api_key={key}" in refused.err
+    key.chmod(0o644)
+    assert scratch.service(*words, "--dry-run", "--json").data["refused_because"] == []
+
+
 def test_variables_of_the_shell_are_not_the_services(scratch: Scratch) -> None:
     scratch.configured()
     said = scratch.service("install", "--system", "--dry-run", LLM_MODEL="m").out
@@ -574,6 +588,12 @@ def test_nothing_is_installed_where_systemd_does_not_run(tmp_path: Path) -> None
     assert ended.code in (1, 78)
     assert "this machine does not run systemd" in ended.err
     assert not (tmp_path / "home" / ".config" / "systemd").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have come from sudo")
+def test_sudo_does_not_make_it_roots_own_service_by_mistake(tmp_path: Path) -> None:
+    ended = Program(tmp_path).call("service", "install", "--user", "--dry-run", SUDO_USER="ana")
+    assert "type it without sudo, or use --system" in ended.out
 
 
 def test_every_unit_that_is_written_is_one_that_systemd_understands(scratch: Scratch, tmp_path: Path) -> None:

@@ -201,6 +201,8 @@ async def test_the_daemon_names_an_agent_of_its_own_process_that_blocks(
     await daemon._scheduler.run_once("absorbed")
     daemon.lifecycle.ask_to_stop("the test")
     assert await running is ExitCode.OK
+    assert daemon.stalls is not None
+    assert daemon.stalls.stalls == 1
     text = capfd.readouterr().err
     line = next(line for line in text.splitlines() if "stands still" in line)
     number = await asyncio.to_thread(line_of, "IT SPINS HERE")

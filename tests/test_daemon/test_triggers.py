@@ -168,6 +168,48 @@ async def test_a_change_of_the_clock_is_handed_on(tmp_path: Path, monkeypatch: p
         await seen(lambda: fired == [("agent", "calendar", due)])
 
 
+async def test_who_takes_over_misses_nothing_and_repeats_nothing(tmp_path: Path) -> None:
+    due = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=5)
+    (tmp_path / "events.ics").write_text(ics(event(due), event(due + timedelta(hours=9))), encoding="utf-8")
+    schedules = {
+        "files": Schedule(watch=("in",)),
+        "own": Schedule(watch=("in",)),
+        "calendar": Schedule(before=BeforeEvent("events.ics", timedelta())),
+    }
+    ahead = timedelta()
+    fired: Fired = []
+
+    async def begun(since: dict[str, datetime] | None) -> Triggers:
+        made = Triggers(
+            schedules,
+            tmp_path,
+            lambda *told: fired.append(told),
+            since=since,
+            now=lambda: datetime.now(UTC) + ahead,
+        )
+        await made.start()
+        await seen(lambda: len(made._calendars._calendars["calendar"].dues) == 2)
+        return made
+
+    first = await begun({})
+    first.suppress("own")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a").write_text("x", encoding="utf-8")
+    ahead = timedelta(hours=5, seconds=1)  # the clock was set, and nobody said so
+    moment = await first.hand_over()
+    expected: Fired = [("calendar", "calendar", due), ("files", "file", None)]
+    assert fired == expected
+    ahead = timedelta()
+    (tmp_path / "in" / "b").write_text("x", encoding="utf-8")  # while nobody watches
+    second = await begun({"files": moment - timedelta(hours=5, seconds=1), "calendar": moment})
+    assert fired == [*expected, ("files", "file", None)]
+    ahead = timedelta(hours=5, seconds=2)
+    second.clock_changed()
+    await seen(lambda: second._calendars._pause() > 1)
+    await second.aclose()
+    assert fired == [*expected, ("files", "file", None)]
+
+
 async def test_nothing_of_before_counts_without_a_moment_and_all_of_a_week_without_any(
     tmp_path: Path,
 ) -> None:

@@ -29,7 +29,7 @@ from daemon.maker import is_isolated
 from daemon.runtime import Runtime, open_runtime
 from daemon.settings import DaemonSettings, Settings
 from daemon.worker.agent import IsolatedAgent, ended
-from daemon.worker.host import Launch, Worker
+from daemon.worker.host import MAX_ASKS, Launch, Worker
 from daemon.worker.limits import Limits
 from daemon.worker.process import PROGRAM
 from daemon.worker.wire import heard, spoken
@@ -496,6 +496,22 @@ async def test_where_the_system_does_not_bind_memory_it_is_looked_at(
             await worker.order("analyze", still=[])
     finally:
         await worker.end()
+
+
+async def test_a_model_is_asked_so_many_questions_at_a_time_and_no_more(tmp_path: Path) -> None:
+    async def long(_: Any) -> str:
+        return await asyncio.Event().wait()  # type: ignore[return-value]  # it never comes so far
+
+    llm = ScriptedBackend(long)
+    context = AgentContext(llm=llm, base_dir=tmp_path, data_dir=tmp_path / "x")
+    worker = Worker(launch(tmp_path, agent="asks"), context)
+    try:
+        with pytest.raises(AgentError, match="asked its model more than 1,000 questions at a time"):
+            await worker.order("analyze", still=[])
+        assert len(llm.requests) == MAX_ASKS
+    finally:
+        await worker.end()
+    await llm.aclose()
 
 
 async def test_a_worker_is_started_when_it_is_first_needed_and_ended_once(tmp_path: Path) -> None:
