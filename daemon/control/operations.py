@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from agents.proposal import ProposalStatus
 from daemon.control.peers import Peer
+from daemon.control.report import model_of
 from daemon.controls import Controls
 from daemon.errors import DaemonError, NotAllowed, NotUnderstood
 from daemon.events import Fate, RunResult
@@ -209,7 +210,7 @@ class _Once:
             AgentNotFound: one of them is none; the others were run.
             DaemonError: a run could not be recorded.
         """
-        await tell(self._model())
+        await tell(model_of(self._runtime.selection))
         names = tuple(dict.fromkeys(agents)) or self._runtime.agent_names
         runs = [asyncio.create_task(self._scheduler.run_once(name), name=f"once {name}") for name in names]
         try:
@@ -232,16 +233,6 @@ class _Once:
             return
         for result in results:
             await tell(result)
-
-    def _model(self) -> dict[str, Any]:
-        selection = self._runtime.selection
-        config = selection.config
-        return {
-            "backend": None if config is None else config.backend,
-            "model": None if config is None else config.model,
-            "reason": selection.reason,
-            "considered": list(selection.considered),
-        }
 
 
 def _number(value: Any) -> bool:

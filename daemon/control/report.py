@@ -41,7 +41,7 @@ async def report(
         "since": None if own.since is None else own.since.isoformat(),
         "address": address,
         "data_dir": str(runtime.settings.daemon.data_dir),
-        "model": _model(runtime.selection),
+        "model": model_of(runtime.selection),
         "open": {answer.name: answer.as_json() for answer in answers},
         "agents": [_agent(name, states, told.get(name, {})) for name in told],
         "waiting": {
@@ -52,7 +52,8 @@ async def report(
     }
 
 
-def _model(selection: Selection) -> dict[str, Any]:
+def model_of(selection: Selection) -> dict[str, Any]:
+    """Which model is used and why, as `--json` says it."""
     config = selection.config
     return {
         "backend": None if config is None else config.backend,
