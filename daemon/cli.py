@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 import traceback
@@ -28,12 +27,16 @@ _LONGEST_COMPLAINT = 100_000
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("daemon.commands.run", "Run the daemon until it is stopped."),
     "proposals": ("daemon.commands.proposals", "Look at proposals and decide about them."),
-    "agents": ("daemon.commands.agents", "See which agents there are."),
+    "agents": ("daemon.commands.agents", "See where agents stand; pause, resume and run them."),
     "runs": ("daemon.commands.runs", "See what the agents did."),
+    "status": ("daemon.commands.status", "See how the running daemon is."),
+    "reload": ("daemon.commands.reload", "Have the running daemon read its configuration again."),
     "llm": ("daemon.commands.llm", "Ask models, measure them, see what they cost."),
     "prompts": ("daemon.commands.prompts", "See and change what the agents' models are asked."),
     "config": ("daemon.commands.config", "Check and explain the configuration."),
     "service": ("daemon.commands.service", "Make the program a service, and look after it."),
+    "backup": ("daemon.commands.backup", "Make a copy of the database, and list those there are."),
+    "restore": ("daemon.commands.restore", "Put a backup in the place of the database."),
     "doctor": ("daemon.commands.doctor", "Check that everything this program needs works."),
 }
 """Each command's module, which has it as `command`, and its line in the list of commands."""
@@ -58,6 +61,8 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the command, or say which one may have been meant."""
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            import difflib  # noqa: PLC0415 - 10 ms that only a typo needs
+
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             way = f"did you mean {near[0]!r}?" if near else f"the commands are {', '.join(COMMANDS)}"
             ctx.fail(f"there is no command {args[0]!r}; {way}")
@@ -92,7 +97,8 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, value: bool) 
         "askfirst proposals list     see what they propose",
         "askfirst doctor             check that everything works",
     )
-    + "\n\nExit codes: 0 done, 1 something failed, 64 not understood, 78 the configuration cannot work.",
+    + "\n\nExit codes: 0 done, 1 something failed, 64 not understood, 75 not possible now, "
+    "78 the configuration cannot work.",
 )
 @click.option("--once", is_flag=True, help="Run every enabled agent once, show what came of it, and end.")
 @click.option(

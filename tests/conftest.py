@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from blockbuster import blockbuster_ctx
 
+from tests.support.tally import summary
+
 # Nobody listens there, so that a developer's own Ollama never answers a test by chance.
 NOBODY = "http://127.0.0.1:1"
 
@@ -34,6 +36,7 @@ ALLOWED = {
     "daemon/__init__.py": ("__getattr__",),
     "llm/registry.py": ("backend_names", "backend_class"),
     "agents/registry.py": ("_installed", "_plugins"),
+    "agents/standins.py": ("check",),
     "llm/backends/models.py": ("model_file",),
     "llm/backends/mlx_files.py": ("source",),
     "llm/stores/sqlite.py": ("_select",),
@@ -78,3 +81,10 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections
     ]
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many power cuts, kills and failures there were, and what they did."""
+    reports = [each for kind in ("passed", "failed") for each in terminalreporter.getreports(kind)]
+    if line := summary(reports):
+        terminalreporter.write_line(line, bold=True)

@@ -127,7 +127,7 @@ def _configuration(settings: Settings) -> Check:
 def _agents(settings: Settings) -> Check:
     from agents.registry import AgentRegistry  # noqa: PLC0415 - loads the agents
 
-    registry = AgentRegistry(settings.daemon.plugin_dir)
+    registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
     problems = [*registry.problems, *_unloadable(registry)]
     if problems:
         way = "repair or remove what is named; `askfirst agents list` shows the agents there are"

@@ -8,11 +8,14 @@ import errno
 import socket
 from collections.abc import Iterator
 
-import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from daemon.errors import AddressInUse, DaemonError
+from daemon.lean import without
+
+with without("watchfiles"):  # with it uvicorn could start itself again when a source file changes
+    import uvicorn
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MAX_CONNECTIONS = 64
 """More at the same time are answered with 503."""
