@@ -111,9 +111,9 @@ class Grants:
         homes = [path for path in self.paths if _is_in_a_home(path)]
         if homes:  # an empty folder in the place of all homes, and in it the ones that were named
             yield "ProtectHome=tmpfs"
-        for path in self.paths:
-            yield f"{'BindPaths' if path in homes else 'ReadWritePaths'}={quoted(path)}"
-            yield f"NoExecPaths={quoted(path)}"
+        for path in self.paths:  # the minus: a disk that is missing one day is no reason not to start
+            yield f"{'BindPaths' if path in homes else 'ReadWritePaths'}={quoted(f'-{path}')}"
+            yield f"NoExecPaths={quoted(f'-{path}')}"
         if self.devices:
             yield "PrivateDevices=no"
         for path in self.devices:

@@ -84,6 +84,11 @@ class Installation:
 
     def _notes(self) -> Iterator[str]:
         """What works and surprises."""
+        if self.machine.platform == "macos" and self.grants:
+            yield (
+                "launchd closes nothing off, so nothing needs to be allowed, and it hands no keys over: "
+                "name the key's file with llm.api_key_file"
+            )
         if self.settings is None:
             return
         daemon = self.settings.sources.table.get("daemon", {})
@@ -184,6 +189,9 @@ class Installation:
 
     def _of_the_files(self) -> list[str]:
         found: list[str] = []
+        if self.machine.is_real and self.site.is_system:
+            absent = [path for path in self.grants.paths if not Path(path).exists()]
+            found += [f"there is no {path}, which agents shall write: make it first" for path in absent]
         for name, file in self.grants.credentials:
             place = self.machine.place(file)
             if not place.is_file():

@@ -113,6 +113,8 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Container]:
         refused = container.run(*install, check=False)
         assert "agents.garden.beds is /srv/exchange/beds.txt" in refused.stderr
         assert "add --allow-path /srv/exchange" in refused.stderr
+        missing = container.run(*install, "--allow-path", "/srv/elsewhere", check=False)
+        assert "there is no /srv/elsewhere, which agents shall write" in missing.stderr
         container.run(*install, "--allow-path", "/srv/exchange")
         yield container
 

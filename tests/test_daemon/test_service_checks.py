@@ -131,7 +131,7 @@ def test_a_service_of_another_installation_is_told(installed: Installed) -> None
 
 def test_a_drop_in_of_ours_that_was_changed_is_told(installed: Installed) -> None:
     place = installed.place(installed.site.drop_in)
-    place.write_text(place.read_text().replace("ReadWritePaths=/srv/exchange", "ReadWritePaths=/srv"))
+    place.write_text(place.read_text().replace("ReadWritePaths=-/srv/exchange", "ReadWritePaths=-/srv"))
     assert installed.checks()["service"].state == "warn"
 
 

@@ -96,7 +96,7 @@ def test_a_dry_run_in_json_is_the_same_as_data(scratch: Scratch) -> None:
     ended = scratch.service("install", "--system", "--dry-run", "--allow-path", "/srv/exchange", "--json")
     told = ended.data
     assert told["files"][0]["path"] == f"/{UNIT}"
-    assert "ReadWritePaths=/srv/exchange" in told["files"][2]["text"] + told["files"][1]["text"]
+    assert "ReadWritePaths=-/srv/exchange" in told["files"][2]["text"] + told["files"][1]["text"]
     assert told["refused_because"] == []
     assert list(scratch.files()) == [str(CONFIG)]
 
@@ -137,8 +137,8 @@ def test_what_was_allowed_stays_so_until_it_is_forgotten(scratch: Scratch) -> No
     assert scratch.service("install", "--system", *words).code == 0
     assert scratch.service("install", "--system", *more).code == 0
     drop_in = scratch.read(DROP_IN)
-    assert settings_of(drop_in, "ReadWritePaths") == ['"/srv/ex change"']
-    assert settings_of(drop_in, "NoExecPaths") == ['"/srv/ex change"']
+    assert settings_of(drop_in, "ReadWritePaths") == ['"-/srv/ex change"']
+    assert settings_of(drop_in, "NoExecPaths") == ['"-/srv/ex change"']
     assert settings_of(drop_in, "DeviceAllow") == ["/dev/ttyUSB0 rw"]
     assert settings_of(drop_in, "PrivateDevices") == ["no"]
     assert settings_of(drop_in, "IPAddressAllow") == ["192.168.1.20"]
@@ -157,7 +157,7 @@ def test_a_folder_in_a_home_is_shown_alone(scratch: Scratch) -> None:
     assert scratch.service("install", "--system", "--allow-path", "/home/ana/exchange").code == 0
     drop_in = scratch.read(DROP_IN)
     assert settings_of(drop_in, "ProtectHome") == ["tmpfs"]
-    assert settings_of(drop_in, "BindPaths") == ["/home/ana/exchange"]
+    assert settings_of(drop_in, "BindPaths") == ["-/home/ana/exchange"]
 
 
 def test_ones_own_drop_ins_are_kept_and_a_changed_unit_is_put_beside(scratch: Scratch) -> None:
@@ -401,6 +401,12 @@ def test_a_mac_gets_a_plist_that_launchd_knows(mac: Scratch) -> None:
     paths = [part for part in re.findall(r"<string>(/[^<]*)</string>", text) if "$" in part or "~" in part]
     assert paths == []
     assert f"launchctl bootstrap gui/{os.getuid()}" in ended.out
+
+
+def test_what_is_allowed_on_a_mac_is_said_to_change_nothing(mac: Scratch) -> None:
+    said = mac.service("install", "--user", "--dry-run", "--allow-path", "/srv/exchange").out
+    assert "launchd closes nothing off" in said
+    assert "launchd closes nothing off" not in mac.service("install", "--user", "--dry-run").out
 
 
 def test_a_mac_is_given_the_time_that_stopping_takes(mac: Scratch) -> None:
