@@ -100,8 +100,8 @@ class Askfirst:
         from agents.schedule import Every, Schedule
 
         every = timedelta(seconds=interval)
-        last = datetime.fromtimestamp(first, UTC) - every
-        self._timing.add(str(number), Schedule(timed=(Every(every),)), last=last)
+        spread = timedelta(seconds=first - time.time())  # as after a start: none has run before
+        self._timing.add(str(number), Schedule(timed=(Every(every),)), spread=spread)
 
     def start(self) -> None:
         self._timer.start(self._timing.look)

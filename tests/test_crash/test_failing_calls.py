@@ -28,7 +28,7 @@ from tests.support.tally import Note, note
 pytestmark = [
     pytest.mark.crash,
     pytest.mark.usefixtures("strace"),
-    pytest.mark.timeout(7200 if NIGHTLY else 300),
+    pytest.mark.timeout(7200 if NIGHTLY else 600),
 ]
 
 # calls -> how they fail, and each which one of them is tried when it is not nightly

@@ -14,7 +14,7 @@ from tests.support.tally import Note, note
 pytestmark = [
     pytest.mark.crash,
     pytest.mark.usefixtures("strace"),
-    pytest.mark.timeout(7200 if NIGHTLY else 300),
+    pytest.mark.timeout(7200 if NIGHTLY else 600),
 ]
 
 # An I/O error, a full disk, a disk that takes nothing, a signal. One of them for each write, nightly all.

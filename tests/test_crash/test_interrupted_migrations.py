@@ -18,7 +18,7 @@ from tests.support.powercut import kills, record
 from tests.support.stores import ROOT
 from tests.support.tally import Note, note
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(7200 if NIGHTLY else 300)]
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(7200 if NIGHTLY else 600)]
 
 
 def schema(folder: Path) -> set[str]:

@@ -10,7 +10,7 @@ from tests.support.crashes import NIGHTLY
 from tests.support.kills import killings
 from tests.support.tally import Note, note
 
-pytestmark = [pytest.mark.crash, pytest.mark.timeout(7200 if NIGHTLY else 300)]
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(7200 if NIGHTLY else 600)]
 
 SHORT = 3_000 if NIGHTLY else 300
 MIGRATIONS = 2_000 if NIGHTLY else 200

@@ -34,7 +34,7 @@ from tests.support.tally import Note, note
 pytestmark = [
     pytest.mark.crash,
     pytest.mark.usefixtures("strace"),
-    pytest.mark.timeout(7200 if NIGHTLY else 300),
+    pytest.mark.timeout(7200 if NIGHTLY else 600),
 ]
 
 CUTS = 10_000 if NIGHTLY else 1_000
