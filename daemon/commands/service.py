@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from daemon.render import Screen
     from daemon.settings import Settings
 
-NOT_RUNNING = 3
-"""Exit code of `status` when the service does not run, as systemctl and the LSB have it."""
-
 
 @click.group(
     "service",
@@ -248,7 +245,7 @@ def status(call: Invocation, scope: Scope | None, platform: str | None, root: Pa
     else:
         _show_state(screen, site, state, health)
     well = state.active and (health.ready or address is None)
-    return ExitCode.OK if well else NOT_RUNNING
+    return ExitCode.OK if well else ExitCode.NOT_RUNNING
 
 
 def _manager_needed(machine: Machine, site: Site) -> None:

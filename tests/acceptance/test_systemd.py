@@ -264,13 +264,19 @@ def test_a_program_that_stands_still_is_started_anew_by_the_watchdog(service: Co
     assert int(service.shown("askfirst", "NRestarts")) >= 1
 
 
-def test_it_is_asked_to_read_its_configuration_again_without_being_started_anew(service: Container) -> None:
+def test_it_reads_its_configuration_again_without_being_started_anew(service: Container) -> None:
     old = pid(service)
+    service.write(CONFIG, CONFIGURATION.replace('beds = "', 'enabled = false\nbeds = "'))
     service.run("systemctl", "reload", "askfirst")
-    seen_now(lambda: service.shown("askfirst", "ActiveState") == "active")
-    time.sleep(1)
-    assert pid(service) == old
+    seen_now(lambda: service.shown("askfirst", "StatusText").startswith("1 agent, "))
+    service.write(CONFIG, CONFIGURATION + "\n[web]\nport = 'no number'\n")
+    service.run("systemctl", "reload", "askfirst")
+    seen_now(lambda: "web.port" in service.journal("--unit=askfirst"))
+    service.write(CONFIG, CONFIGURATION)
+    service.run("systemctl", "reload", "askfirst")
+    seen_now(lambda: service.shown("askfirst", "StatusText").startswith("2 agents, "))
     assert service.shown("askfirst", "ActiveState") == "active"
+    assert pid(service) == old
 
 
 def test_it_stops_in_time_and_in_good_order(service: Container) -> None:
