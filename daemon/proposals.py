@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _S = ProposalStatus
-_BUSY_WAIT = 10.0
+_BUSY_WAIT = 30.0
 _CANCEL_WAIT = 1.0
 
 

@@ -390,6 +390,7 @@ class AgentScheduler:
 
     def _retire(self, old: Runtime, new: Runtime) -> None:
         """Close what only the old configuration needs when the runs that are under way have ended."""
+        from daemon.execution import APPLY_LIMIT  # noqa: PLC0415 - loads the agents
         from daemon.runtime import close_parts  # noqa: PLC0415 - loads the store
 
         runs = self._crew.tasks()
@@ -397,6 +398,8 @@ class AgentScheduler:
         async def retire() -> None:
             try:
                 await all_done(runs)
+                # A change that is being carried out is not cut off by another configuration, only by the end.
+                await old.desk.aclose(APPLY_LIMIT.total_seconds())
             finally:
                 await close_parts(old, new)
 
