@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta, tzinfo
@@ -20,11 +21,13 @@ from agents.schedule import (
     QuietWindow,
     Schedule,
     at_moments,
+    is_never_loud,
     local_zone,
     parse_cron,
     parse_quiet,
     parse_zone,
 )
+from agents.words import aliases_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -42,6 +45,7 @@ _TRIGGERS = (*_CLOCK_TRIGGERS, "after", "watch", "webhook", "before")
 
 _MODES = ("any", "all", "quorum")
 _HIGHEST_RANK = 1000
+_YEARS = range(1970, 9999)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +136,7 @@ class AgentConfig:
                 known["every"] = reader.read("every", agent_cls.every, _interval)
         elif "every" not in table:
             known["every"] = None
-        reader.problems += _conflicts(table)
+        reader.problems += [*_conflicts(table), *_senseless(known)]
         if agent_cls is not None:
             reader.problems += _own_problems(agent_cls, own)
         if reader.problems:
@@ -165,6 +169,17 @@ class AgentConfig:
 def _conflicts(table: Mapping[str, Any]) -> list[tuple[str, str]]:
     given = [key for key in _CLOCK_TRIGGERS if table.get(key)]
     return [(given[1], f"{given[0]} and {given[1]} are both set; keep one of them")] if len(given) > 1 else []
+
+
+def _senseless(known: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What cannot work together although each value can; only values that could be read are looked at."""
+    problems: list[tuple[str, str]] = []
+    every, jitter, quiet = known.get("every"), known.get("jitter"), known.get("quiet")
+    if every is not None and jitter is not None and jitter > every:
+        problems.append(("jitter", f"must not be longer than every, {format_duration(every)}"))
+    if quiet and is_never_loud(quiet):
+        problems.append(("quiet", "leaves no minute of the week in which it would be run"))
+    return problems
 
 
 class _Reader:
@@ -278,18 +293,32 @@ def _each(parse: Callable[[Any], Any], wanted: str) -> Callable[[Any], tuple[Any
 
 
 def _moment(value: Any) -> datetime | time:
+    found = _read_moment(value)
+    if found is None:
+        raise _not('a moment such as "2026-12-24 18:00", or a time of day such as "07:30"', value)
+    if isinstance(found, datetime):
+        if found.year not in _YEARS:
+            raise _not(f"in the years {_YEARS.start} to {_YEARS.stop - 1}", value)
+    elif found.second or found.microsecond:
+        raise _not("to the minute: a time of day has no seconds", value)
+    return found
+
+
+def _read_moment(value: Any) -> datetime | time | None:
     if isinstance(value, datetime | time):
         return value
     if isinstance(value, date):
         return datetime.combine(value, time())
-    if isinstance(value, str):
-        for kind in (time, datetime):
-            try:
-                found: datetime | time = kind.fromisoformat(value.strip())
-            except ValueError:
-                continue
-            return found
-    raise _not('a moment such as "2026-12-24 18:00", or a time of day such as "07:30"', value)
+    if not isinstance(value, str):
+        return None
+    text = value.strip()
+    kind: type[datetime | time] = datetime
+    if re.match(r"[0-9]{1,2}:", text):
+        kind, text = time, text.zfill(len(text) + (text[1] == ":"))
+    try:
+        return kind.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def _agent_name(value: Any) -> str:
@@ -422,15 +451,9 @@ def _names(model: type[BaseModel]) -> set[str]:
     names: set[str] = set()
     by_name = model.model_config.get("populate_by_name") or model.model_config.get("validate_by_name")
     for name, spec in model.model_fields.items():
-        alias = spec.validation_alias
-        if alias is None or by_name:
+        if spec.validation_alias is None or by_name:
             names.add(name)
-        if isinstance(alias, str):
-            names.add(alias)
-        elif alias is not None:
-            places = alias.convert_to_aliases()
-            tops = [place[0] for place in places if isinstance(place, list)] or places[:1]
-            names.update(str(top) for top in tops)
+        names.update(aliases_of(spec))
     return names
 
 

@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import module_from_spec
@@ -41,22 +41,51 @@ def load_plugins(folder: Path) -> tuple[list[Plugin], list[str]]:
     Returns:
         The plugins in the order of their names, and one sentence for each that was refused or failed.
     """
-    plugins: list[Plugin] = []
-    problems: list[str] = []
+    found = list(loading(folder))
+    plugins = [each for each in found if isinstance(each, Plugin)]
+    return plugins, [each for each in found if isinstance(each, str)]
+
+
+def loading(folder: Path, skip: Collection[Path] = ()) -> Iterator[Path | Plugin | str]:
+    """Import the plugins of `folder` one after the other.
+
+    Args:
+        folder: the plugin folder.
+        skip: files and packages that are not to be imported.
+
+    Yields:
+        For each one its path before it is imported, then the plugin, or the sentence why it is left out.
+    """
     try:
         paths = sorted(_candidates(folder))
         if paths:
             _refuse_untrusted(folder)
     except (OSError, AgentLoadError) as error:
-        return [], [_sentence(f"plugin folder {folder}", error)]
+        yield _sentence(f"plugin folder {folder}", error)
+        return
     seen: dict[str, Path] = {}
     for path in paths:
+        first = seen.setdefault(path.stem, path)
+        if path in skip:
+            continue
+        yield path
         try:
-            first = seen.setdefault(path.stem, path)
-            plugins.append(_load(path, first))
+            yield _load(path, first)
         except (OSError, AgentLoadError) as error:
-            problems.append(_sentence(f"plugin {path}", error))
-    return plugins, problems
+            yield _sentence(f"plugin {path}", error)
+
+
+def load_plugin(path: Path) -> Plugin:
+    """Import one file or package of a plugin folder.
+
+    Raises:
+        AgentLoadError: it must not be trusted, cannot be imported, or defines no agent.
+    """
+    try:
+        _refuse_untrusted(path.parent)
+        return _load(path, path)
+    except OSError as error:
+        raise AgentLoadError(_sentence(f"plugin {path}", error)) from error
 
 
 def _sentence(what: str, error: Exception) -> str:

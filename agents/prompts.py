@@ -30,7 +30,8 @@ def templates_of(agent: type[Any], overrides: Path | None = None) -> Templates:
 
 def shipped_folders(agent: type[Any]) -> tuple[Path, ...]:
     """The folders of templates that came with an agent, each once, whether they exist or not."""
-    return tuple(dict.fromkeys(_shipped(agent)))
+    known: tuple[Path, ...] | None = getattr(agent, "prompt_folders", None)  # of a class that stands in
+    return tuple(dict.fromkeys(_shipped(agent))) if known is None else known
 
 
 def _shipped(agent: type[Any]) -> Iterator[Path]:

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from agents.base import NAME_PATTERN, BaseAgent
 from agents.errors import AgentLoadError, AgentNotFound
+
+if TYPE_CHECKING:
+    from agents.plugins import Plugin
 
 ENTRY_POINTS = "askfirst.agents"
 """Entry-point group: `name = "package.module:Class"`, the class being a `BaseAgent` of that name."""
@@ -44,10 +47,14 @@ class AgentRegistry:
 
     Args:
         plugin_dir: folder of the user's own agents; None, or a folder that does not exist, has none.
+        apart: let no line of the plugins run in this process: they are looked at in another one, and their
+            classes are stand-ins that say what is known of them (`agents.standins`).
     """
 
-    def __init__(self, plugin_dir: Path | None = None) -> None:
+    def __init__(self, plugin_dir: Path | None = None, *, apart: bool = False) -> None:
         self._plugin_dir = plugin_dir
+        self._apart = apart
+        self._here: dict[str, type[BaseAgent]] = {}
         self._added: dict[str, type[BaseAgent]] = {}
 
     def add(self, agent: type[BaseAgent]) -> None:
@@ -81,10 +88,40 @@ class AgentRegistry:
         if name in self._added:
             return self._added[name]
         if name in self._installed.entries:
-            return _load(self._installed.entries[name])
+            return load_entry(self._installed.entries[name])
         if name in self._plugins.classes:
             return self._plugins.classes[name]
         raise AgentNotFound(self._not_found(name))
+
+    def load(self, name: str) -> type[BaseAgent]:
+        """As `get`, but never a stand-in: the plugin is imported in this process.
+
+        Raises:
+            AgentNotFound: there is none.
+            AgentLoadError: there is one, but it cannot be loaded.
+        """
+        kind = self.get(name)
+        if not self._apart or self.entry(name).origin != "plugin":
+            return kind
+        if name not in self._here:
+            from agents.plugins import load_plugin  # noqa: PLC0415 - only for plugins that run here
+
+            found = load_plugin(Path(self.entry(name).location)).agents
+            self._here.update({agent.name: agent for agent in found})
+        return self._here.get(name, kind)
+
+    def entry(self, name: str) -> AgentEntry:
+        """Where the agent `name` comes from.
+
+        Raises:
+            AgentNotFound: there is none.
+        """
+        if name in self._added:
+            return AgentEntry(name, "code", _path(self._added[name]))
+        found = self._installed.entries.get(name) or self._plugins.entries.get(name)
+        if found is None:
+            raise AgentNotFound(self._not_found(name))
+        return found
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -120,14 +157,21 @@ class AgentRegistry:
         found = _Found(taken=self._installed.entries)
         if self._plugin_dir is None:
             return found
-        from agents.plugins import load_plugins  # noqa: PLC0415 - only where there is a plugin folder
-
-        plugins, problems = load_plugins(self._plugin_dir)
+        plugins, problems = self._look(self._plugin_dir)
         found.problems += problems
         for plugin in plugins:
             for agent in plugin.agents:
                 found.take(AgentEntry(agent.name, "plugin", str(plugin.path)), agent)
         return found
+
+    def _look(self, folder: Path) -> tuple[list[Plugin], list[str]]:
+        if self._apart:
+            from agents.standins import look_at_plugins  # noqa: PLC0415 - only where there is a plugin folder
+
+            return look_at_plugins(folder)
+        from agents.plugins import load_plugins  # noqa: PLC0415 - as above
+
+        return load_plugins(folder)
 
     def _not_found(self, name: str) -> str:
         names = self.names()
@@ -161,7 +205,12 @@ def _path(agent: type[BaseAgent]) -> str:
     return f"{agent.__module__}:{agent.__qualname__}"
 
 
-def _load(entry: AgentEntry) -> type[BaseAgent]:
+def load_entry(entry: AgentEntry) -> type[BaseAgent]:
+    """The class at `module:Class`, imported in this process.
+
+    Raises:
+        AgentLoadError: it cannot be imported, or is no agent of that name.
+    """
     module, _, attribute = entry.location.partition(":")
     what = f"the agent {entry.name!r} at {entry.location}"
     try:

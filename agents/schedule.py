@@ -3,13 +3,16 @@
 A due time is a moment, UTC. What becomes of it (run, coalesced, skipped, missed) is the daemon's business.
 Cron expressions have the five fields of crontab(5) and follow Debian's cron through daylight saving: what
 falls into the hour that is left out comes right after it, what falls into the hour that comes twice comes
-once, and `*` runs through both (cronsim).
+once, and with `*` for minute or hour it comes as often as the clock on the wall shows it. cronsim lists
+the times on the wall; which moments these are is decided here, as it is only right for shifts of whole hours.
 """
 
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from typing import Literal, Protocol
@@ -25,8 +28,12 @@ MOST_COUNTED = 1_000
 QUIET_FORMS = 'a time span such as "22:00-07:00", with days in front if need be: "sat,sun 00:00-24:00"'
 
 _DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_LONGEST_SHIFT = timedelta(hours=3)
+"""Nowhere is the clock set by more for daylight saving."""
+
 _LOOK_BACK = (timedelta(hours=1), timedelta(days=1), timedelta(days=32), timedelta(days=400))
 _MIDNIGHT = 24 * 60
+_WEEK_DAYS = len(_DAYS) + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,12 +140,45 @@ class Cron:
             yield due
 
     def _from(self, moment: datetime) -> Iterator[datetime]:
+        """The matches after `moment` in order, UTC, up to the end of time."""
+        newest = moment
+        with suppress(OverflowError):  # beyond the year 9999
+            for due in self._about(moment):
+                if due > newest:
+                    newest = due
+                    yield due
+
+    def _about(self, moment: datetime) -> Iterator[datetime]:
+        """As `_from`, but a match may come twice, and some before `moment`."""
         from cronsim import CronSim  # noqa: PLC0415 - only agents with such a schedule need it
 
-        for match in CronSim(self.expression, moment.astimezone(self.zone)):
-            due = match.astimezone(UTC)
-            if due > moment:  # in the hour that comes twice a match of its first pass is found in the second
-                yield due
+        second_pass: deque[datetime] = deque()
+        for wall in CronSim(self.expression, self._wall_before(moment)):
+            dues = self._moments(wall)
+            while second_pass and dues and second_pass[0] < dues[0]:
+                yield second_pass.popleft()
+            yield from dues[:1]
+            second_pass.extend(dues[1:])
+        yield from second_pass
+
+    def _wall_before(self, moment: datetime) -> datetime:
+        """A time on the wall, no match before which is a moment after `moment`."""
+        around = (moment + shift for shift in (-_LONGEST_SHIFT, timedelta(), _LONGEST_SHIFT))
+        steady = len({each.astimezone(self.zone).utcoffset() for each in around}) == 1
+        wall = moment.astimezone(self.zone).replace(tzinfo=None)
+        return wall if steady else wall - _LONGEST_SHIFT
+
+    def _moments(self, wall: datetime) -> tuple[datetime, ...]:
+        """When the clock on the wall shows `wall` and that counts: once as a rule, UTC."""
+        early = wall.replace(tzinfo=self.zone)
+        late = early.replace(fold=1)
+        if early.utcoffset() == late.utcoffset():
+            return (early.astimezone(UTC),)
+        by_the_clock = all(not field.startswith("*") for field in self.expression.split()[:2])
+        if early.utcoffset() < late.utcoffset():  # type: ignore[operator]  # left out: the clock jumps over it
+            return (_jump(late.astimezone(UTC), early.astimezone(UTC), self.zone),) if by_the_clock else ()
+        moments = (early.astimezone(UTC), late.astimezone(UTC))
+        return moments[:1] if by_the_clock else moments
 
     def __str__(self) -> str:
         return f"cron {self.expression} ({self.zone})"
@@ -209,8 +249,9 @@ class QuietWindow:
                 continue
             length = (self.end - self.start) % _MIDNIGHT or _MIDNIGHT
             ends = _at_minute(day, self.start + length, local.tzinfo)
-            if _at_minute(day, self.start, local.tzinfo) <= local < ends:
-                return ends
+            if _at_minute(day, self.start, local.tzinfo) <= local < ends:  # as the clock on the wall shows it
+                again = ends.astimezone(UTC) <= local.astimezone(UTC)  # in the hour that comes twice
+                return ends.replace(fold=1) if again else ends
         return None
 
     def __str__(self) -> str:
@@ -269,7 +310,7 @@ class Schedule:
     def quiet_until(self, moment: datetime) -> datetime | None:
         """When the quiet time that `moment` is in ends, UTC; None when it is in none."""
         end: datetime | None = None
-        for _ in range(2 * len(self.quiet)):  # one window may begin where another ends
+        for _ in range(_WEEK_DAYS * len(self.quiet)):  # one window may begin where another ends
             local = (end or moment).astimezone(self.zone)
             later = max(filter(None, (window.until(local) for window in self.quiet)), default=None)
             if later is None:
@@ -330,6 +371,19 @@ def parse_zone(name: str) -> tzinfo:
         raise ValueError(msg) from error
 
 
+def is_never_loud(windows: Iterable[QuietWindow]) -> bool:
+    """Whether the windows leave no minute of the week between them."""
+    week = len(_DAYS) * _MIDNIGHT
+    quiet = bytearray(week)
+    for window in windows:
+        length = (window.end - window.start) % _MIDNIGHT or _MIDNIGHT
+        for day in window.days:
+            begin = day * _MIDNIGHT + window.start
+            for minute in range(begin, begin + length):
+                quiet[minute % week] = 1
+    return all(quiet)
+
+
 def parse_quiet(text: str) -> QuietWindow:
     """Read a quiet window: `QUIET_FORMS`.
 
@@ -358,17 +412,17 @@ def at_moments(values: Iterable[datetime | time], zone: tzinfo) -> tuple[Timed, 
     """Moments and times of day as what makes an agent due.
 
     Args:
-        values: a moment without time zone is meant in `zone`; a time of day comes every day.
+        values: a moment without time zone is meant in `zone`; a time of day, to the minute, comes every day.
         zone: the agent's time zone.
     """
     moments: set[datetime] = set()
-    daily: list[Timed] = []
+    daily: dict[Timed, None] = {}
     for value in values:
         if isinstance(value, datetime):
             aware = value if value.tzinfo is not None else value.replace(tzinfo=zone)
             moments.add(aware.astimezone(UTC))
         else:
-            daily.append(Cron(f"{value.minute} {value.hour} * * *", value.tzinfo or zone))
+            daily[Cron(f"{value.minute} {value.hour} * * *", value.tzinfo or zone)] = None
     return (*([At(tuple(sorted(moments)))] if moments else []), *daily)
 
 
@@ -382,19 +436,32 @@ def local_zone() -> tzinfo:
         return UTC
 
 
+def _jump(before: datetime, after: datetime, zone: tzinfo) -> datetime:
+    """The moment between two at which the clock on the wall is set, to the second."""
+    offset = before.astimezone(zone).utcoffset()
+    while after - before > timedelta(seconds=1):
+        middle = before + (after - before) // 2
+        if middle.astimezone(zone).utcoffset() == offset:
+            before = middle
+        else:
+            after = middle
+    return after.replace(microsecond=0)
+
+
 def _days(text: str) -> frozenset[int] | None:
     found: set[int] = set()
     for part in text.replace(" ", "").split(","):
-        first, _, last = part.partition("-")
-        if first not in _DAYS or (last or first) not in _DAYS:
+        first, to, last = part.partition("-")
+        last = last if to else first
+        if first not in _DAYS or last not in _DAYS:
             return None
-        begin, end = _DAYS.index(first), _DAYS.index(last or first)
+        begin, end = _DAYS.index(first), _DAYS.index(last)
         found.update(day % len(_DAYS) for day in range(begin, end + 1 + (len(_DAYS) if end < begin else 0)))
     return frozenset(found)
 
 
 def _minutes(text: str) -> int | None:
-    match = re.fullmatch(r"(\d{1,2}):([0-5]\d)", text)
+    match = re.fullmatch(r"([0-9]{1,2}):([0-5][0-9])", text)
     minutes = int(match[1]) * 60 + int(match[2]) if match else _MIDNIGHT + 1
     return minutes if minutes <= _MIDNIGHT else None
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic.fields import FieldInfo
 
 _LONGEST = 60
 
@@ -84,3 +85,15 @@ def problems_of(error: ValidationError) -> tuple[tuple[str, str], ...]:
         (".".join(str(part) for part in fault["loc"]), plain_words(fault, secret=True))
         for fault in error.errors(include_url=False, include_input=False)
     )
+
+
+def aliases_of(spec: FieldInfo) -> list[str]:
+    """The keys of a table by which a field is read instead of its name, none without an alias."""
+    alias = spec.validation_alias
+    if alias is None:
+        return []
+    if isinstance(alias, str):
+        return [alias]
+    places = alias.convert_to_aliases()
+    tops = [place[0] for place in places if isinstance(place, list)] or places[:1]
+    return [str(top) for top in tops]

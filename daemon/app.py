@@ -5,22 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from daemon.control.lock import Holder, daemon_lock
+from daemon.control.operations import Operation, stopping, table_of
+from daemon.control.operations import Operations as Commands
+from daemon.control.report import report
+from daemon.control.server import ControlServer
 from daemon.crew import CANCEL_LIMIT_S
 from daemon.deadman import DeadMan
-from daemon.errors import DaemonError, ExitCode
-from daemon.events import EventBus, RunOutcome
-from daemon.lifecycle import Lifecycle, notify
+from daemon.errors import DaemonError, ExitCode, SettingsError, StoreFull
+from daemon.events import AgentState, EventBus, RunOutcome
+from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
 from daemon.observability.health import Health, Ping
-from daemon.observability.logging import EventLog, configure_logging, dropped_lines
+from daemon.observability.logging import EventLog, adjust_logging, configure_logging, dropped_lines
 from daemon.observability.metrics import Metrics
+from daemon.observability.stalls import StallWatch
 from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
+from daemon.standing import DaemonControls
+from daemon.store.space import LOW_LOOK_EVERY_S, SpaceGuard
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent
+    from daemon.housekeeping import Housekeeping
     from daemon.runtime import Runtime
     from daemon.settings import Settings
     from daemon.web.ops import Operations
@@ -51,6 +61,7 @@ class Daemon:
         lifecycle: how to ask it to stop, as a signal does.
         ready: set when everything is open and agents are scheduled.
         url: where the web endpoints are, None before they are open or without them.
+        stalls: says which run keeps the loop, and counts; None before it runs.
     """
 
     def __init__(
@@ -65,7 +76,8 @@ class Daemon:
         self.lifecycle = Lifecycle()
         self.ready = asyncio.Event()
         self.url: str | None = None
-        self._log_level = log_level or settings.daemon.log_level
+        self.stalls: StallWatch | None = None
+        self._fixed_level = log_level
         self._metrics = Metrics(dropped_lines=dropped_lines)
         self._scheduler = AgentScheduler(
             llm_config,
@@ -76,8 +88,22 @@ class Daemon:
         )
         self._scheduler.events.subscribe(self._metrics.observe_event)
         self._scheduler.events.subscribe(EventLog().note)
+        self._space = SpaceGuard(
+            settings.daemon.data_dir,
+            settings.daemon.min_free_bytes,
+            hold=self._scheduler.hold_all,
+            release=self._scheduler.release_all,
+        )
+        self._waiting_for_room = False
+        self._house: Housekeeping | None = None
         self._web: WebServer | None = None
         self._operations: Operations | None = None
+        self._control: ControlServer | None = None
+        self._dead_man: DeadMan | None = None
+        self._reloading = asyncio.Lock()
+        self._status = StatusLine(self._status_text)
+        self._scheduler.events.subscribe(self._status.changed)
+        self._watchdog = Watchdog(self._silent_for, TICK_LIMIT_S)
 
     async def run_until_stopped(self) -> ExitCode:
         """Run until a signal says to stop, then close everything in good order.
@@ -86,11 +112,13 @@ class Daemon:
             OK when it was told to stop, FAILED when a part of it broke.
 
         Raises:
+            DaemonRunning: another daemon uses the same data.
             AddressInUse: the port of the web endpoints is taken.
             DaemonError: the configuration or the database cannot be used.
         """
         async with AsyncExitStack() as stack:
             stack.enter_context(self.lifecycle.signals())
+            stack.callback(self._watchdog.close)
             # In threads: the key may be in a file, and closing waits for whoever reads the log.
             close = await asyncio.to_thread(self._configure_logging)
             stack.push_async_callback(asyncio.to_thread, close)
@@ -103,27 +131,142 @@ class Daemon:
     def _configure_logging(self) -> Callable[[], None]:
         from daemon.settings import all_keys  # noqa: PLC0415 - loads pydantic
 
-        secrets = all_keys(self.settings)
-        return configure_logging(self._log_level, self.settings.daemon.log_format, secrets=secrets)
+        secrets, daemon = all_keys(self.settings), self.settings.daemon
+        return configure_logging(self._fixed_level or daemon.log_level, daemon.log_format, secrets=secrets)
+
+    async def reload(self) -> tuple[str, ...]:
+        """Read the configuration again, whole or not at all; returns what changed, one sentence each.
+
+        Raises:
+            SettingsError: it cannot work, or changes what needs a restart; the old one stays in force.
+        """
+        from daemon.settings import all_keys, load_settings  # noqa: PLC0415 - loads pydantic
+
+        async with self._reloading:
+            # Told each time, also when the same problem as before is not told again.
+            _log.info("reading the configuration again", extra={"file": str(self.settings.config_file)})
+            with self.lifecycle.reloading():
+                try:
+                    settings = await asyncio.to_thread(
+                        load_settings, self.settings.config_file, check_agents=True
+                    )
+                    keys = await asyncio.to_thread(all_keys, settings)
+                    adjust_logging(self._fixed_level or self.settings.daemon.log_level, keys)
+                    changes = await self._scheduler.reload(settings)
+                except SettingsError as error:
+                    for problem in error.problems:
+                        _log.error("the configuration was not taken over: %s", problem)
+                    raise
+                self.settings = settings
+                self._space.follow(settings.daemon.min_free_bytes)
+                if self._dead_man is not None and self._scheduler.runtime is not None:
+                    self._dead_man.set_agents(self._ping_addresses(self._scheduler.runtime))
+                if self._house is not None:
+                    self._house.follow(settings)
+                adjust_logging(self._fixed_level or settings.daemon.log_level)
+        for text in (*settings.warnings, *changes):
+            _log.info("the configuration was read again: %s", text)
+        return changes
+
+    async def _reload_by_signal(self) -> None:
+        with suppress(SettingsError):  # it was logged
+            if not await self.reload():
+                _log.info("the configuration was read again: nothing changed")
 
     async def _open(self, stack: AsyncExitStack) -> None:
+        await self._space.look()  # gives up the reserve if need be
+        own = await stack.enter_async_context(daemon_lock(self.settings.daemon.data_dir))
         web = self._bind_web(stack)
+        self._watch_for_stalls(stack)
         grace = self.settings.daemon.stop_grace.total_seconds()
         limit = grace + CANCEL_LIMIT_S + CLOSE_LIMIT_S
         self.lifecycle.on_hurry(self._scheduler.hurry)
-        stack.push_async_callback(self.lifecycle.stage, "agents", limit, self._scheduler.stop)
-        await self._scheduler.start()
+        # Closed after the agents, so that who waits for a decision or a run still gets the answer.
+        self.lifecycle.add_stage(stack, "commands", CLOSE_LIMIT_S, self._close_control)
+        self.lifecycle.add_stage(stack, "agents", limit, self._scheduler.stop)
+        await self._start_agents(web, stack)
         runtime = self._scheduler.runtime
         if runtime is None:  # stopped while it was starting
             return
+        await self._keep_house(runtime, stack)
         self._teach_metrics(runtime)
         health = Health(self._pings(runtime))
         stack.push_async_callback(health.aclose)
         self._start_dead_man(runtime, health, stack)
         if web is not None:
-            await self._serve(web, health, stack)
+            await self._show_health(web, health, stack)
+        await self._take_commands(health, own)
         stack.callback(self._say_stopping)
         await self._remember_successes(runtime)
+
+    async def _start_agents(self, web: WebServer | None, stack: AsyncExitStack) -> None:
+        """Open everything; on a full disk serve the endpoints, say so, and wait for room: no crash loop."""
+        try:
+            await self._scheduler.start()
+        except StoreFull as error:
+            await self._wait_for_room(error, web, stack)
+
+    async def _wait_for_room(self, error: StoreFull, web: WebServer | None, stack: AsyncExitStack) -> None:
+        async def storage() -> str:
+            raise error
+
+        self._waiting_for_room = True
+        if web is not None:
+            await self._show_health(web, Health([Ping("storage", storage)]), stack)
+        _log.warning("waiting for room on the disk: %s", error)
+        self._status.tell("READY=1")  # systemd must not take this for a start that hangs
+        self._watchdog.start()
+        while self._waiting_for_room:
+            await asyncio.sleep(LOW_LOOK_EVERY_S)
+            await self._space.look()
+            with suppress(StoreFull):
+                await self._scheduler.start()
+                self._waiting_for_room = False
+        _log.info("there is room on the disk again: going on with the start")
+
+    async def _keep_house(self, runtime: Runtime, stack: AsyncExitStack) -> None:
+        """Look after the room on the disk, backups, and what is old, until the end."""
+        from daemon.housekeeping import JOBS  # noqa: PLC0415 - loads SQLAlchemy
+
+        self._house = house = runtime.housekeeping
+        runtime.db.on_full = self._space.give_way
+        await self._space.look()
+        self._metrics.read_state_from(
+            lambda: bool(self._space.trouble), {job: partial(house.failing, job) for job in JOBS}
+        )
+        for name, work in (("space", self._space.run()), ("housekeeping", house.run())):
+            stack.push_async_callback(_ended, asyncio.create_task(work, name=name))
+        stack.push_async_callback(house.aclose)
+
+    async def _take_commands(self, health: Health, own: Holder) -> None:
+        def table() -> dict[str, Operation]:
+            scheduler, runtime = self._scheduler, self._scheduler.runtime
+            if runtime is None:
+                raise stopping()
+            status = partial(report, runtime, scheduler, health, own, self.url)
+            backup = None if self._house is None else self._house.backup
+            controls = DaemonControls(scheduler, runtime, reload=self.reload, backup=backup)
+            return table_of(runtime, scheduler, controls, reload=self.reload, status=status)
+
+        daemon = self.settings.daemon
+        self._control = ControlServer(Commands(table), daemon.data_dir, own, group=daemon.control_group)
+        await self._control.start()
+        self.lifecycle.on_reload(self._reload_by_signal)
+
+    async def _close_control(self) -> None:
+        if self._control is not None:
+            await self._control.aclose(CLOSE_LIMIT_S / 2)
+
+    def _silent_for(self) -> float | None:
+        if self._waiting_for_room:
+            return 0.0
+        return self._scheduler.seconds_since_tick if self._scheduler.running else None
+
+    def _watch_for_stalls(self, stack: AsyncExitStack) -> None:
+        self.stalls = StallWatch(self.settings.daemon.stall_after.total_seconds())
+        self._scheduler.events.subscribe(self.stalls.note)
+        self.stalls.start()
+        stack.push_async_callback(self.stalls.aclose)
 
     async def _unless_stopped(self, opening: Coroutine[None, None, None]) -> bool:
         """Open, unless somebody wants to stop before that is done; tells whether all is open."""
@@ -157,14 +300,13 @@ class Daemon:
         daemon = self.settings.daemon
         program = None if daemon.ping_url is None else daemon.ping_url.get_secret_value()
         agents = self._ping_addresses(runtime)
-        if program is None and not agents:
-            return
 
         async def healthy() -> bool:
             return (await health.check())[0]
 
         dead_man = DeadMan(program, daemon.ping_every.total_seconds(), healthy, agents)
         self._scheduler.events.subscribe(dead_man.note)
+        self._dead_man = dead_man
         dead_man.start()
         stack.push_async_callback(dead_man.aclose)
 
@@ -173,8 +315,16 @@ class Daemon:
         tables = {name: runtime.settings.agents.get(name, {}) for name in runtime.agent_names}
         return {name: str(table["ping_url"]) for name, table in tables.items() if table.get("ping_url")}
 
+    async def _show_health(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
+        if self._operations is None:
+            await self._serve(web, health, stack)
+        else:  # it was served while the start waited for room
+            self._operations.health = health
+
     async def _serve(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
+        from daemon.triggers.tokens import HookTokens  # noqa: PLC0415 - as above
         from daemon.web.app import build_app  # noqa: PLC0415 - as above
+        from daemon.web.hooks import Hooks  # noqa: PLC0415 - as above
         from daemon.web.ops import Operations  # noqa: PLC0415 - as above
 
         version = await asyncio.to_thread(program_version)
@@ -182,9 +332,32 @@ class Daemon:
         operations = Operations(metrics=self._metrics, health=health, version=version)
         self._operations = operations
         own = () if web.address[0] in _WILDCARDS else (self.settings.web.host,)
-        await web.start(build_app(operations, allowed_hosts=(*own, *self.settings.web.allowed_hosts)))
-        stack.push_async_callback(self.lifecycle.stage, "web", CLOSE_LIMIT_S, web.aclose)
+        tokens = HookTokens(self.settings.daemon.data_dir)
+        hooks = Hooks(tokens=tokens, hooked=self._hooked, take=self._take_hook)
+        allowed = (*own, *self.settings.web.allowed_hosts)
+        await web.start(build_app(operations, hooks=hooks, allowed_hosts=allowed))
+        self.lifecycle.add_stage(stack, "web", CLOSE_LIMIT_S, web.aclose)
         self.url = web.url
+
+    def _hooked(self) -> frozenset[str]:
+        """The agents that take webhooks."""
+        runtime = self._scheduler.runtime
+        names = () if runtime is None else runtime.agent_names
+        tables = {} if runtime is None else runtime.settings.agents
+        return frozenset(name for name in names if tables.get(name, {}).get("webhook") is True)
+
+    async def _take_hook(self, agent: str) -> str:
+        """An authorised request asks for an agent; returns why it is not run, empty if it is."""
+        runtime = self._scheduler.runtime
+        if runtime is None or not self._scheduler.running or self.lifecycle.stopping.is_set():
+            return "the program is stopping"
+        status = await runtime.states.get(agent)
+        if status.state is not AgentState.ACTIVE:
+            way_out = f"askfirst agents resume {agent}"
+            return f"it is {status.state}{status.reason and f': {status.reason}'}; resume it with: {way_out}"
+        if self._scheduler.trigger(agent, "webhook"):
+            return ""
+        return f"it is not scheduled; see: askfirst agents why {agent}"
 
     def _teach_metrics(self, runtime: Runtime) -> None:
         self._metrics.expect_agents({*runtime.registry.names(), *runtime.agent_names})
@@ -215,10 +388,13 @@ class Daemon:
             return f"looked for due agents {silent:.0f} s ago"
 
         async def model() -> str:
-            if runtime.llm is None:
+            llm = (
+                self._scheduler.runtime or runtime
+            ).llm  # another one after the configuration was read again
+            if llm is None:
                 return "none: rules only"
-            name = f"{runtime.llm.backend} {runtime.llm.config.model}"
-            if not await runtime.llm.health_check():
+            name = f"{llm.backend} {llm.config.model}"
+            if not await llm.health_check():
                 msg = f"{name} does not answer; agents go on by rules where they can"
                 raise DaemonError(msg)
             return name
@@ -226,6 +402,7 @@ class Daemon:
         return [
             Ping("database", database),
             Ping("scheduler", scheduler),
+            Ping("storage", self._space.ping),
             Ping("model", model, required=False),
         ]
 
@@ -245,31 +422,65 @@ class Daemon:
         _log.info("askfirst is running", extra=values)
         if not runtime.agent_names:
             _log.warning("no agent is enabled: add a table such as [agents.matchmaker] to the configuration")
-        notify(f"READY=1\nSTATUS={len(runtime.agent_names)} agents, model {model}, {values['address']}")
+        self._status.tell("READY=1")
+        self._watchdog.start()
+
+    def _status_text(self) -> str:
+        """What `systemctl status` shows in its line."""
+        if self._waiting_for_room:
+            return "waiting for room on the disk"
+        runtime, selection = self._scheduler.runtime, self._scheduler.selection
+        if runtime is None or selection is None:
+            return "starting"
+        config = selection.config
+        model = "rules only" if config is None else f"{config.backend} {config.model}"
+        waiting = self._scheduler.get_stats()["proposals"].get("pending", 0)
+        agents, proposals = _counted(len(runtime.agent_names), "agent"), _counted(waiting, "proposal")
+        return ", ".join([agents, model, f"{proposals} waiting", *([self.url] if self.url else [])])
 
     def _say_stopping(self) -> None:
         """The first stage: no new run from here on."""
         _log.info("stopping", extra={"reason": self.lifecycle.reason})
-        notify("STOPPING=1")
+        self._status.close()
+        self._watchdog.stopping()
+        self.lifecycle.say_stopping()
         if self._operations is not None:
             self._operations.stopping = True
         self._scheduler.hold()
+        if self._control is not None:
+            self._control.hold()
 
     async def _wait(self) -> ExitCode:
         stop = asyncio.create_task(self.lifecycle.stopping.wait())
         waiting: set[asyncio.Task[Any]] = {stop}
         if self._web is not None:
             waiting.add(asyncio.create_task(self._web.ended()))
+        disk = None
+        if self._scheduler.runtime is not None:
+            disk = asyncio.create_task(self._scheduler.runtime.db.given_up.wait())
+            waiting.add(disk)
         await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        broken = not stop.done()
+        broken, failed = not stop.done(), disk is not None and disk.done()
         for task in waiting:
             task.cancel()
         results = await asyncio.gather(*waiting, return_exceptions=True)
         if not broken:
             return ExitCode.OK
+        if failed:
+            _log.error("ending: the disk fails again and again; a new start looks through the database")
+            return ExitCode.FAILED
         errors = [result for result in results if isinstance(result, Exception)]
         _log.error("the web endpoints ended by themselves", exc_info=errors[0] if errors else None)
         return ExitCode.FAILED
+
+
+async def _ended(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def program_version() -> str:

@@ -27,11 +27,16 @@ _LONGEST_COMPLAINT = 100_000
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "run": ("daemon.commands.run", "Run the daemon until it is stopped."),
     "proposals": ("daemon.commands.proposals", "Look at proposals and decide about them."),
-    "agents": ("daemon.commands.agents", "See which agents there are."),
+    "agents": ("daemon.commands.agents", "See where agents stand; pause, resume and run them."),
     "runs": ("daemon.commands.runs", "See what the agents did."),
+    "status": ("daemon.commands.status", "See how the running daemon is."),
+    "reload": ("daemon.commands.reload", "Have the running daemon read its configuration again."),
     "llm": ("daemon.commands.llm", "Ask models, measure them, see what they cost."),
     "prompts": ("daemon.commands.prompts", "See and change what the agents' models are asked."),
     "config": ("daemon.commands.config", "Check and explain the configuration."),
+    "service": ("daemon.commands.service", "Make the program a service, and look after it."),
+    "backup": ("daemon.commands.backup", "Make a copy of the database, and list those there are."),
+    "restore": ("daemon.commands.restore", "Put a backup in the place of the database."),
     "doctor": ("daemon.commands.doctor", "Check that everything this program needs works."),
 }
 """Each command's module, which has it as `command`, and its line in the list of commands."""
@@ -92,7 +97,8 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, value: bool) 
         "askfirst proposals list     see what they propose",
         "askfirst doctor             check that everything works",
     )
-    + "\n\nExit codes: 0 done, 1 something failed, 64 not understood, 78 the configuration cannot work.",
+    + "\n\nExit codes: 0 done, 1 something failed, 64 not understood, 75 not possible now, "
+    "78 the configuration cannot work.",
 )
 @click.option("--once", is_flag=True, help="Run every enabled agent once, show what came of it, and end.")
 @click.option(

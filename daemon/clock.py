@@ -18,17 +18,6 @@ LONGEST_SPREAD = timedelta(seconds=60)
 """However many agents there are, the last one starts within this time."""
 
 
-def next_due(previous: datetime, every: timedelta, now: datetime) -> datetime:
-    """The first moment after `now` that is whole intervals after `previous`.
-
-    Moments that have passed are left out, not listed: it takes as long after 50 years as after a minute.
-    """
-    due = previous + every
-    if due > now:
-        return due
-    return previous + ((now - previous) // every + 1) * every
-
-
 def first_due(now: datetime, every: timedelta, last: datetime | None, spread: timedelta) -> datetime:
     """When an agent is due after a start of the program.
 

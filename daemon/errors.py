@@ -3,7 +3,8 @@
 DaemonError                 1   something failed
 |-- SettingsError          78   the configuration cannot work; every problem at once
 |-- StoreError              1   the database cannot be read or written now
-|   `-- StoreTooNew        78   a newer version of the program wrote it; untouched
+|   |-- StoreTooNew        78   a newer version of the program wrote it; untouched
+|   `-- StoreFull           1   the disk is full; recovers by itself
 |-- ProposalNotFound        1   no proposal of that number
 |-- DecisionRefused         1   the life cycle, the approvers or the digest forbid it
 `-- AddressInUse            1   the port of the web endpoints is taken
@@ -22,6 +23,8 @@ class ExitCode(IntEnum):
 
     OK = 0
     FAILED = 1
+    NOT_RUNNING = 3
+    """`askfirst status` found no daemon; 3 is what `systemctl status` ends with then."""
     USAGE = 64
     TEMPORARY = 75
     CONFIGURATION = 78
@@ -80,6 +83,10 @@ class StoreTooNew(StoreError):
     exit_code = ExitCode.CONFIGURATION
 
 
+class StoreFull(StoreError):
+    """The disk is full: nothing was written, and what was acknowledged is safe."""
+
+
 class ProposalNotFound(DaemonError):
     """There is no proposal of that number."""
 
@@ -90,3 +97,39 @@ class DecisionRefused(DaemonError):
 
 class AddressInUse(DaemonError):
     """The address of the web endpoints is taken by another program."""
+
+
+class DaemonRunning(DaemonError):
+    """Another daemon uses the same data; trying again helps once it has ended."""
+
+    exit_code = ExitCode.TEMPORARY
+
+
+class ControlError(DaemonError):
+    """A command and the daemon could not come together."""
+
+
+class DaemonAbsent(ControlError):
+    """No daemon runs on these data, and what was asked for is about one."""
+
+
+class DaemonSilent(ControlError):
+    """A daemon runs, but it does not answer: it is starting, stopping or stuck. Nothing was done."""
+
+    exit_code = ExitCode.TEMPORARY
+
+
+class DaemonGone(ControlError):
+    """The daemon ended before it had answered: whether it did what was asked has to be looked at."""
+
+
+class OtherVersion(ControlError):
+    """The daemon that runs is of another version than this program; it has to be restarted."""
+
+
+class NotAllowed(ControlError):
+    """The daemon does not do that for this user."""
+
+
+class NotUnderstood(ControlError):
+    """What reached the daemon is no request of this program."""

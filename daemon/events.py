@@ -139,6 +139,7 @@ class AgentStatus:
         by: who paused or resumed it; "askfirst" when the program did it by itself.
         since: since when, None if it was never paused or quarantined.
         failures: failed runs in a row, those of its model included.
+        model_failures: how many of them failed because its model did; only the others lead to quarantine.
         held_until: it is not run on schedule before then, although it is active; None when nothing holds it.
         held_because: what holds it.
         config_digest: SHA-256 of its configuration when it was quarantined; another one resumes it.
@@ -150,6 +151,7 @@ class AgentStatus:
     by: str = ""
     since: datetime | None = None
     failures: int = 0
+    model_failures: int = 0
     held_until: datetime | None = None
     held_because: str = ""
     config_digest: str = ""

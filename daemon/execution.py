@@ -15,8 +15,9 @@ from agents.durations import format_duration
 from agents.errors import AgentError, AgentNotFound, InvalidProposal, PreconditionFailed
 from agents.proposal import Proposal, ProposalStatus
 from daemon.intake import MAX_ERROR, MAX_UNDO_BYTES, json_bytes, storable
-from daemon.ledger import Ledger
+from daemon.ledger import Ledger, Page
 from daemon.store.locks import FileLock
+from daemon.worker.agent import ended
 from llm import LLMError
 
 T = TypeVar("T")
@@ -91,8 +92,8 @@ class Executor:
         if failure is not None:
             return await self.failed(proposal, failure, last_try=last_try)
         undo_data, note = _fit_undo_data(undo_data)
-        async with self._ledger.page() as page:
-            return await page.move(proposal, _S.APPLIED, "applied", undo_data=undo_data, error=note)
+        changes: dict[str, Any] = {"undo_data": undo_data, "error": note}
+        return await self._ledger.write(lambda page: page.move(proposal, _S.APPLIED, "applied", **changes))
 
     async def undo(self, agent: BaseAgent, proposal: Proposal) -> Proposal:
         """Undo a proposal that is UNDOING, and record what came of it: UNDONE, or APPLIED with the error.
@@ -103,8 +104,7 @@ class Executor:
         _, failure = await self._tried(agent.undo(proposal), f"undo of proposal {proposal.id}")
         if failure is not None:
             return await self.undo_failed(proposal, failure)
-        async with self._ledger.page() as page:
-            return await page.move(proposal, _S.UNDONE, "undone", error=None)
+        return await self._ledger.write(lambda page: page.move(proposal, _S.UNDONE, "undone", error=None))
 
     async def finish(self, proposal: Proposal) -> Proposal:
         """Do what a crash interrupted, APPLYING or UNDOING, once more; what fails now needs attention."""
@@ -115,24 +115,28 @@ class Executor:
             if undoing:
                 return await self.undo_failed(proposal, error)
             return await self.failed(proposal, error, last_try=True)
-        return await (self.undo(agent, proposal) if undoing else self.apply(agent, proposal, last_try=True))
+        async with ended(agent):
+            return await (
+                self.undo(agent, proposal) if undoing else self.apply(agent, proposal, last_try=True)
+            )
 
     async def failed(self, proposal: Proposal, failure: BaseException, *, last_try: bool) -> Proposal:
         """Record why an apply failed."""
         why = explain(failure)
-        async with self._ledger.page() as page:
+
+        async def note(page: Page) -> Proposal:
             if isinstance(failure, PreconditionFailed):
                 return await page.move(proposal, _S.WITHDRAWN, "withdraw", comment=why, error=why)
-            proposal = await page.move(proposal, _S.APPLY_FAILED, "apply_failed", comment=why, error=why)
-            if last_try:
-                proposal = await page.move(proposal, _S.NEEDS_ATTENTION, "give_up")
-            return proposal
+            failed = await page.move(proposal, _S.APPLY_FAILED, "apply_failed", comment=why, error=why)
+            return await page.move(failed, _S.NEEDS_ATTENTION, "give_up") if last_try else failed
+
+        return await self._ledger.write(note)
 
     async def undo_failed(self, proposal: Proposal, failure: BaseException) -> Proposal:
         """Record why an undo failed: it stays applied."""
-        why = explain(failure)
-        async with self._ledger.page() as page:
-            return await page.move(proposal, _S.APPLIED, "undo_failed", comment=why, error=why)
+        words = {"comment": explain(failure)}
+        words["error"] = words["comment"]
+        return await self._ledger.write(lambda page: page.move(proposal, _S.APPLIED, "undo_failed", **words))
 
     async def _tried(self, work: Coroutine[Any, Any, T], what: str) -> tuple[T | None, BaseException | None]:
         """The result, or what the agent's code raised, whatever it was."""

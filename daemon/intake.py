@@ -6,7 +6,7 @@ A text that is too long is cut with a mark; a payload is never cut, since it is 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
 from typing import Any, get_args
@@ -75,6 +75,17 @@ def json_bytes(value: Any) -> int:
     return len(canonical_json(value).encode("utf-8", "surrogatepass"))
 
 
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Stands for something that a worker could not hand over.
+
+    Attributes:
+        why: what is wrong with it, as `fit_proposal` says it.
+    """
+
+    why: str
+
+
 def fit_proposal(candidate: Any, agent: str) -> Proposal:
     """A proposal of `agent` with only the fields that are an agent's to fill in.
 
@@ -85,6 +96,8 @@ def fit_proposal(candidate: Any, agent: str) -> Proposal:
     Raises:
         InvalidProposal: it is no proposal, or cannot be kept; the message names the field.
     """
+    if isinstance(candidate, Refused):
+        raise InvalidProposal(candidate.why)
     if not isinstance(candidate, Proposal):
         msg = f"a {type(candidate).__name__} is no Proposal"
         raise InvalidProposal(msg)

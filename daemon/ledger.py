@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agents.proposal import Proposal, ProposalStatus
-from daemon.errors import DecisionRefused
+from daemon.errors import DecisionRefused, StoreFull
 from daemon.events import EventBus, ProposalChanged
 from daemon.intake import MAX_SENTENCE, storable
 from daemon.store.rows import DAEMON, ProposalEvent
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     from daemon.store.engine import Database
     from daemon.store.proposals import ProposalStore
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -110,6 +112,19 @@ class Ledger:
             page = Page(self.store, connection, self.now())
             yield page
         self.publish(page)
+
+    async def write(self, work: Callable[[Page], Awaitable[T]]) -> T:
+        """Do `work` on a page of its own; once more if the disk was full, since room is kept for that.
+
+        Raises:
+            StoreError: the database cannot be written.
+        """
+        try:
+            async with self.page() as page:
+                return await work(page)
+        except StoreFull:
+            async with self.page() as page:
+                return await work(page)
 
     def publish(self, page: Page) -> None:
         """Tell everybody what happened on a page that was committed."""

@@ -1,9 +1,13 @@
-"""AgentMaker: an agent, its settings read and its context filled, for one run or one decision."""
+"""AgentMaker: an agent, its settings read and its context filled, for one run or one decision.
+
+It is made here, or stands for one in a process of its own (`isolation`); `lent` and `ended` end that process.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any
 
@@ -12,8 +16,11 @@ from agents.config import AgentConfig
 from agents.context import AgentContext, utc_now
 from agents.errors import AgentError
 from agents.prompts import templates_of
-from agents.registry import AgentRegistry
+from agents.registry import AgentEntry, AgentRegistry
 from daemon.settings import Settings
+from daemon.worker.agent import IsolatedAgent, ended
+from daemon.worker.host import Launch
+from daemon.worker.limits import Limits
 from llm import LLMClient, Templates
 
 
@@ -46,10 +53,19 @@ class AgentMaker:
         Raises:
             AgentError: there is no such agent, it cannot be loaded, or its table cannot work.
         """
-        return self._settings.agent_config(name, await self._load(name))
+        return (await self._load(name))[1]
+
+    @asynccontextmanager
+    async def lent(self, name: str, **context: Any) -> AsyncIterator[BaseAgent]:
+        """A new instance of the agent for as long as this lasts; nothing that it started goes on after it.
+
+        The arguments and errors are those of `make`.
+        """
+        async with ended(await self.make(name, **context)) as agent:
+            yield agent
 
     async def make(self, name: str, **context: Any) -> BaseAgent:
-        """A new instance of the agent.
+        """A new instance of the agent; `daemon.worker.agent.ended` must be round whatever uses it.
 
         Args:
             name: the agent's name.
@@ -58,11 +74,14 @@ class AgentMaker:
         Raises:
             AgentError: it cannot be made; the message says why.
         """
-        agent = await self._load(name)
-        config = self._settings.agent_config(name, agent)
+        agent, config = await self._load(name)
+        entry = await asyncio.to_thread(self._registry.entry, name)
+        isolated = is_isolated(config, entry)
+        if not isolated:
+            agent = await asyncio.to_thread(self._registry.load, name)
         filled = AgentContext(
             llm=self._llm,
-            templates=self._templates_of(agent),
+            templates=None if isolated else self._templates_of(agent),
             settings=config.settings,
             base_dir=self._settings.base_dir,
             data_dir=self._settings.daemon.data_dir / "agents" / name,
@@ -70,6 +89,9 @@ class AgentMaker:
             log=_log_of(name, str(context.get("run_id", ""))),
             **context,
         )
+        if isolated:
+            launch = Launch(entry=entry, limits=limits_of(config), prompts_dir=self._settings.prompts_dir)
+            return IsolatedAgent.of(agent, filled, launch)
         try:
             return agent(filled)
         except AgentError:
@@ -83,15 +105,31 @@ class AgentMaker:
             self._templates[agent] = templates_of(agent, self._settings.prompts_dir)
         return self._templates[agent]
 
-    async def _load(self, name: str) -> type[BaseAgent]:
-        # In a thread: the first time, modules are read from the disk.
-        return await asyncio.to_thread(_loaded, self._registry, name)
+    async def _load(self, name: str) -> tuple[type[BaseAgent], AgentConfig]:
+        # In a thread: the first time, modules and the rules of a time zone are read from the disk.
+        return await asyncio.to_thread(_loaded, self._registry, self._settings, name)
 
 
-def _loaded(registry: AgentRegistry, name: str) -> type[BaseAgent]:
+def is_isolated(config: AgentConfig, entry: AgentEntry) -> bool:
+    """Whether the agent's code runs in a process of its own: as its table says, else if it is a plugin."""
+    return (config.isolation or ("process" if entry.origin == "plugin" else "none")) == "process"
+
+
+def limits_of(config: AgentConfig) -> Limits:
+    """What such a process may use."""
+    return Limits(
+        agent=config.name,
+        memory_mb=config.max_memory_mb,
+        cpu_seconds=(config.max_cpu or config.timeout).total_seconds(),
+        max_bytes=config.max_bytes,
+    )
+
+
+def _loaded(registry: AgentRegistry, settings: Settings, name: str) -> tuple[type[BaseAgent], AgentConfig]:
     import structlog  # noqa: F401, PLC0415 - for `_log_of`, which runs on the loop
 
-    return registry.get(name)
+    agent = registry.get(name)
+    return agent, settings.agent_config(name, agent)
 
 
 def _log_of(agent: str, run_id: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from enum import Enum
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +19,20 @@ from agents.context import ModelCall
 from agents.errors import AgentError
 from agents.proposal import Approvers, Decision, Evidence, Proposal, ProposalStatus
 from daemon.controls import Standing
+from daemon.errors import SettingsProblem
 from daemon.events import AgentState, AgentStatus, DueTime, Fate, RunOutcome, RunResult
+from daemon.store.rows import ProposalEvent
+from llm import (
+    Capabilities,
+    LLMConfig,
+    LLMMessage,
+    LLMResponse,
+    StreamEnd,
+    TextChunk,
+    ThinkingChunk,
+    Tool,
+    ToolCall,
+)
 
 _KIND, _VALUE = "$", "v"
 
@@ -29,13 +42,24 @@ _CLASSES: Mapping[str, type] = MappingProxyType(
         for kind in (
             AgentStatus,
             Approvers,
+            Capabilities,
             Decision,
             DueTime,
             Evidence,
+            LLMConfig,
+            LLMMessage,
+            LLMResponse,
             ModelCall,
             Proposal,
+            ProposalEvent,
             RunResult,
+            SettingsProblem,
             Standing,
+            StreamEnd,
+            TextChunk,
+            ThinkingChunk,
+            Tool,
+            ToolCall,
         )
     }
 )
@@ -45,9 +69,12 @@ _ENUMS: Mapping[str, type[Enum]] = MappingProxyType(
 _OTHERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
     {
         "datetime": datetime.fromisoformat,
+        "date": date.fromisoformat,
+        "time": time.fromisoformat,
         "timedelta": lambda seconds: timedelta(seconds=seconds),
         "path": Path,
         "tuple": tuple,
+        "set": frozenset,
         "map": lambda pairs: dict(map(tuple, pairs)),
     }
 )
@@ -55,9 +82,12 @@ _OTHERS: Mapping[str, Callable[[Any], Any]] = MappingProxyType(
 
 _SENT: tuple[tuple[type, str, Callable[[Any], Any]], ...] = (
     (datetime, "datetime", datetime.isoformat),
+    (date, "date", date.isoformat),
+    (time, "time", time.isoformat),
     (timedelta, "timedelta", timedelta.total_seconds),
     (Path, "path", str),
     (tuple, "tuple", lambda values: [to_plain(each) for each in values]),
+    (frozenset, "set", lambda values: sorted(to_plain(each) for each in values)),
 )
 
 
@@ -78,7 +108,15 @@ def loads(line: bytes | str) -> Any:
     """
     try:
         return from_plain(json.loads(line))
-    except (ValueError, TypeError, KeyError, RecursionError, OverflowError, AgentError) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+        AgentError,
+    ) as error:
         msg = f"not a message of this program: {error}"
         raise ValueError(msg) from error
 

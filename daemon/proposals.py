@@ -30,6 +30,7 @@ from daemon.events import EventBus, ProposalChanged
 from daemon.execution import APPLY_LIMIT, Executor, MakeAgent
 from daemon.ledger import Ledger, Page
 from daemon.store.locks import LockBusy
+from daemon.worker.agent import ready
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -250,20 +251,26 @@ class ProposalDesk:
         self, ask: _Ask, action: str, allowed: frozenset[ProposalStatus], change: _Change
     ) -> Proposal:
         await self._each_due(_time_brings)
-        async with self._ledger.page() as page:
+
+        async def decide(page: Page) -> Proposal:
             proposal = await page.get(ask.proposal_id)
             decisions.check_status(proposal, action, allowed)
             name = decisions.check_person(proposal, ask.by)
             decisions.check_digest(proposal, ask.digest)
             return await change(page, proposal, ask.words(name))
 
+        return await self._ledger.write(decide)
+
     async def _each_due(self, change: _DueChange) -> tuple[Proposal, ...]:
         due = await self._store.due(self._now())
         if not due:
             return ()
-        async with self._ledger.page() as page:
+
+        async def change_all(page: Page) -> list[Proposal | None]:
             # Read again: between the look and this transaction somebody may have decided.
-            changed = [await change(page, await page.get(int(p.id or 0))) for p in due]
+            return [await change(page, await page.get(int(p.id or 0))) for p in due]
+
+        changed = await self._ledger.write(change_all)
         return tuple(proposal for proposal in changed if proposal is not None)
 
     async def _approve_and_apply(self, ask: _Ask) -> Proposal:
@@ -289,10 +296,15 @@ class ProposalDesk:
         return await self._decide(ask, "approve", decisions.WAITING, change)
 
     async def _edit(self, ask: _Ask, changes: Mapping[str, Any]) -> Proposal:
-        agent = await self._executor.make_agent((await self._store.get(ask.proposal_id)).agent)
+        seen = await self._store.get(ask.proposal_id)
+        agent = await self._executor.make_agent(seen.agent)
+        # Before the transaction: a plugin's payload is checked in another process.
+        edited = await asyncio.to_thread(_edited, agent, seen, changes)
 
         async def change(page: Page, proposal: Proposal, words: dict[str, str]) -> Proposal:
-            payload = decisions.edited_payload(agent, proposal, changes)
+            payload = edited if proposal.digest == seen.digest else _changed_meanwhile(proposal)
+            if isinstance(payload, DecisionRefused):
+                raise payload
             original = proposal.payload if proposal.original_payload is None else proposal.original_payload
             return await page.move(
                 proposal, proposal.status, "edit", **words, payload=payload, original_payload=original
@@ -339,11 +351,25 @@ class ProposalDesk:
         name = (await self._store.get(proposal_id)).agent
         agent = await self._executor.make_agent(name)
         try:
-            async with self._executor.exclusively(name, _BUSY_WAIT):
+            async with self._executor.exclusively(name, _BUSY_WAIT), ready(agent):
                 yield agent
         except LockBusy as error:
             msg = f"another decision about {name} is being carried out; try again in a moment"
             raise DecisionRefused(msg) from error
+
+
+def _edited(
+    agent: BaseAgent, proposal: Proposal, changes: Mapping[str, Any]
+) -> Mapping[str, Any] | DecisionRefused:
+    """The changed payload, or why there is none; that is said only after what else speaks against it."""
+    try:
+        return decisions.edited_payload(agent, proposal, changes)
+    except DecisionRefused as error:
+        return error
+
+
+def _changed_meanwhile(proposal: Proposal) -> DecisionRefused:
+    return DecisionRefused(f"proposal {proposal.id} was changed meanwhile; look at it again")
 
 
 async def _time_brings(page: Page, proposal: Proposal) -> Proposal | None:

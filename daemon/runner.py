@@ -3,17 +3,15 @@
     expire and wake -> alone with the agent -> recheck open proposals -> analyze -> one transaction -> events
 
 It is the one place that catches: whatever an agent's code raises becomes the outcome of its run. The
-transaction holds the run, its model calls, what it withdraws and its new proposals, or nothing of it.
+transaction holds the run, its model calls, what it withdraws, its new proposals, what became of its due times
+and what its end makes of the agent's state, or nothing of it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +19,26 @@ from agents.base import BaseAgent
 from agents.config import AgentConfig
 from agents.context import ModelCall, utc_now
 from agents.durations import format_duration
-from agents.errors import AgentError, InvalidProposal
+from agents.errors import AgentError, AgentNotFound, InvalidProposal
 from agents.proposal import Approvers, Proposal
 from daemon.decisions import WITHDRAWABLE
-from daemon.events import Event, EventBus, ProposalChanged, RunBegun, RunFinished, RunOutcome, RunResult
-from daemon.execution import agent_lock, explain
+from daemon.discipline import after_run, config_digest, resumed_by_configuration
+from daemon.events import (
+    AgentState,
+    AgentStatus,
+    DueTime,
+    DueTimesSettled,
+    Event,
+    EventBus,
+    ProposalChanged,
+    RunBegun,
+    RunFinished,
+    RunOutcome,
+    RunResult,
+)
+from daemon.execution import explain
 from daemon.intake import fit_call, fit_proposal, fit_returned
+from daemon.interruptions import Interruptions, announce
 from daemon.maker import AgentMaker
 from daemon.outcome import RunUnderWay
 from daemon.proposals import ProposalDesk
@@ -35,12 +47,11 @@ from daemon.store.uncancelled import finished
 from llm import LLMError, calling
 
 if TYPE_CHECKING:
+    from daemon.store.due_times import DueTimeStore
     from daemon.store.engine import Database
     from daemon.store.proposals import ProposalStore
     from daemon.store.runs import RunStore
-
-MAX_CRASHES = 3
-"""After so many runs in a row that ended with the whole program, an agent is no longer run on schedule."""
+    from daemon.store.states import StateStore
 
 STOP_SECONDS = 2.0
 """How long an agent may take to end after it was told to stop; then it is left behind."""
@@ -58,6 +69,8 @@ class Runner:
         proposals: its proposals.
         runs: its runs.
         desk: expires, wakes and withdraws proposals.
+        due_times: what became of its due times.
+        states: what is kept about the agents between their runs.
         events: where the run and its proposals are told.
         now: the clock, UTC.
     """
@@ -70,6 +83,8 @@ class Runner:
         runs: RunStore,
         desk: ProposalDesk,
         *,
+        due_times: DueTimeStore,
+        states: StateStore,
         events: EventBus,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -77,71 +92,118 @@ class Runner:
         self._database = database
         self._proposals = proposals
         self._runs = runs
+        self._due_times = due_times
+        self._states = states
         self._desk = desk
         self._events = events
         self._now = now
+        self._interruptions = Interruptions(maker, database, runs, due_times, states, events=events, now=now)
         self._turns: dict[str, asyncio.Lock] = {}
         self._left_behind: set[asyncio.Task[Any]] = set()
 
-    async def run(self, agent_name: str, trigger: str = "manual") -> RunResult:
+    async def run(
+        self,
+        agent_name: str,
+        trigger: str = "manual",
+        *,
+        due: datetime | None = None,
+        settled: Iterable[DueTime] = (),
+    ) -> RunResult:
         """Run an agent once and record how it ended; a run that fails is a result, not an exception.
 
         Args:
             agent_name: the agent.
-            trigger: why it runs: "once", "schedule" or "manual".
+            trigger: why it runs: "once" or "manual" by hand, else "schedule", "after NAME", "file" and so on.
+            due: the due time that it is for, None of a run by hand.
+            settled: earlier due times of the agent that were not run, recorded together with the run; those
+                that are coalesced get its name.
 
         Raises:
             StoreError: the database cannot be used; nothing of the run was kept.
-            asyncio.CancelledError: it was cancelled, and is recorded as cancelled if it had begun.
+            asyncio.CancelledError: it was cancelled, and is recorded as cancelled if it had begun. Its due
+                times stay open.
         """
         async with self._turns.setdefault(agent_name, asyncio.Lock()):
             await self._desk.expire_due()
-            run = RunUnderWay.of(agent_name, trigger, self._now())
+            run = RunUnderWay.of(agent_name, trigger, self._now(), due, settled)
+            config = AgentConfig(name=agent_name)
             try:
                 config = await self._maker.config(agent_name)
-                async with self._alone(run, config):
+                async with self._interruptions.alone(run, config):
                     self._events.publish(RunBegun(agent=run.agent, run_id=run.run_id, trigger=run.trigger))
                     await self._work(run, config)
                     return await finished(self._record(run, config))
             except (AgentError, LockBusy) as error:
                 run.end(RunOutcome.FAILED, explain(error))
-            return await finished(self._record(run, AgentConfig(name=agent_name)))
+                run.blameless = isinstance(error, AgentNotFound | LockBusy)
+            return await finished(self._record(run, config))
 
-    @asynccontextmanager
-    async def _alone(self, run: RunUnderWay, config: AgentConfig) -> AsyncIterator[None]:
-        """No other program runs the agent meanwhile; runs that take the program down with them are counted.
+    async def config(self, agent_name: str) -> AgentConfig:
+        """How an agent is run.
 
         Raises:
-            AgentError: too many of them did.
-            LockBusy: another program runs it for longer than a run may take.
+            AgentError: there is no such agent, it cannot be loaded, or its table cannot work.
         """
-        lock = agent_lock(self._database.path.parent, run.agent, "run")
-        async with lock.held(config.timeout.total_seconds()) as mark:
-            crashes = await asyncio.to_thread(_read_crashes, mark)
-            if crashes >= MAX_CRASHES and run.trigger == "schedule":
-                msg = (
-                    f"not run: its last {crashes} runs ended with the whole program; read the log, mend it, "
-                    f"then run it by hand: askfirst --once --agent {run.agent}"
-                )
-                raise AgentError(msg)
+        return await self._maker.config(agent_name)
+
+    async def recover(self, names: Iterable[str]) -> tuple[RunResult, ...]:
+        """Record which runs of these agents ended with the whole program; call it before any of them is run.
+
+        Returns:
+            The interrupted runs. Their due times are open, except of an agent that was quarantined for it.
+
+        Raises:
+            StoreError: the database or a lock file cannot be used.
+        """
+        return await self._interruptions.recover(names)
+
+    async def reconsider(self, names: Iterable[str]) -> tuple[AgentStatus, ...]:
+        """Resume those of these agents that are quarantined and have another configuration now.
+
+        Returns:
+            The statuses of those that were resumed.
+
+        Raises:
+            StoreError: the database cannot be used.
+        """
+        kept = await self._states.all()
+        found: list[AgentStatus] = []
+        for name in names:
+            if name not in kept or kept[name].state is not AgentState.QUARANTINED:
+                continue
             try:
-                await asyncio.to_thread(_write_crashes, mark, crashes + 1)
-                yield
-            finally:
-                await finished(asyncio.to_thread(_write_crashes, mark, 0))
+                digest = config_digest(await self._maker.config(name))
+            except AgentError:  # it cannot be run with this one either
+                continue
+            found += await finished(self._reconsider(name, digest))
+        return tuple(found)
+
+    async def _reconsider(self, name: str, digest: str) -> list[AgentStatus]:
+        async with self._database.write() as connection:
+            before = await self._states.get(name, connection)  # a person may have been quicker
+            status = resumed_by_configuration(before, digest, self._now())
+            if status is not None:
+                await self._states.save(connection, status)
+        if status is None:
+            return []
+        announce(self._events, status, before.state)
+        return [status]
 
     async def _work(self, run: RunUnderWay, config: AgentConfig) -> None:
         """Let the agent look and think, within its time; what comes of it is in `run`."""
-        agent = await self._maker.make(
+        async with self._maker.lent(
             run.agent,
             run_id=run.run_id,
             open_proposals=await self._proposals.open_for(run.agent),
             turned_down=await self._proposals.turned_down(run.agent),
             calls=run.calls,
             notes=run.notes,
-        )
+        ) as agent:
+            await self._let_look(agent, run, config)
+
+    async def _let_look(self, agent: BaseAgent, run: RunUnderWay, config: AgentConfig) -> None:
         with calling(agent=run.agent, run_id=run.run_id):
-            task = asyncio.ensure_future(_caught(_look(agent, run)))
+            task = asyncio.create_task(_caught(_look(agent, run)), name=f"run of {run.agent}")
         try:
             await asyncio.wait({task}, timeout=config.timeout.total_seconds())
         except asyncio.CancelledError:
@@ -153,10 +215,9 @@ class Runner:
             limit = format_duration(config.timeout)
             run.end(RunOutcome.TIMED_OUT, f"it took longer than {limit}: raise agents.{run.agent}.timeout")
             await self._stop(task, run)
+            run.blame_the_time()
         elif (failure := task.result()) is not None:
             self._note_failure(run, failure)
-            if isinstance(failure, LLMError):
-                run.hold(failure.retry_after, self._now())
 
     async def _stop(self, task: asyncio.Task[Any], run: RunUnderWay) -> None:
         task.cancel()
@@ -167,9 +228,11 @@ class Runner:
             run.notes.append("it ignores being stopped and may still be working")
             _log.warning("a run ignores being stopped", extra={"agent": run.agent, "run_id": run.run_id})
 
-    @staticmethod
-    def _note_failure(run: RunUnderWay, failure: BaseException) -> None:
+    def _note_failure(self, run: RunUnderWay, failure: BaseException) -> None:
         run.end(RunOutcome.FAILED, explain(failure))
+        run.blame(failure)
+        if isinstance(failure, LLMError):
+            run.hold(failure.retry_after, self._now())
         if not isinstance(failure, AgentError | LLMError):
             known = {"agent": run.agent, "run_id": run.run_id}
             _log.error("a run failed unexpectedly", exc_info=failure, extra=known)
@@ -179,6 +242,7 @@ class Runner:
         now = self._now()
         run.calls = _fit_calls(run.calls)
         candidates, left_out = await self._candidates(run, config, now)
+        settled = run.due_times()
         changes: list[Event] = []
         async with self._database.write() as connection:
             for proposal_id, why in run.withdrawn.items():
@@ -195,9 +259,19 @@ class Runner:
             )
             result = run.result(config, verdicts, now=now, left_out=left_out, withdrawn=withdrawn)
             await self._runs.save(connection, result, run.calls)
+            await self._due_times.save(connection, settled)
+            before = status = await self._states.get(run.agent, connection)
+            if not run.blameless:
+                status = after_run(before, result, config)
+            if status != before:
+                await self._states.save(connection, status)
         changes += [ProposalChanged(proposal=proposal, before=None) for proposal in result.proposals]
-        for change in (*changes, RunFinished(result=result)):
+        changes += [DueTimesSettled(due_times=settled)] if settled else []
+        for change in changes:
             self._events.publish(change)
+        if status.state is not before.state:
+            announce(self._events, status, before.state)
+        self._events.publish(RunFinished(result=result, status=status))
         return result
 
     async def _candidates(
@@ -272,16 +346,3 @@ def _later(now: datetime, by: timedelta) -> datetime:
         return now + by
     except OverflowError:
         return datetime.max.replace(tzinfo=UTC)
-
-
-def _read_crashes(mark: int) -> int:
-    with contextlib.suppress(OSError):  # a failing disk; the run will be told by the database
-        digit = os.pread(mark, 1, 0)
-        return int(digit) if digit.isdigit() else 0
-    return 0
-
-
-def _write_crashes(mark: int, number: int) -> None:
-    # One byte in place and not flushed: it need not survive a power cut, and costs the disk next to nothing.
-    with contextlib.suppress(OSError):  # a full disk: the run goes on, and the database says what is wrong
-        os.pwrite(mark, b"%d" % min(number, 9), 0)

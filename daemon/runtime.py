@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING
 from agents.base import BaseAgent
 from agents.context import utc_now
 from agents.registry import AgentRegistry
+from daemon.controls import Controls
 from daemon.events import EventBus
 from daemon.maker import AgentMaker
 from daemon.proposals import ProposalDesk
 from daemon.runner import Runner
 from daemon.selection import as_asked, choose_model, open_client
 from daemon.settings import Settings
+from daemon.standing import LocalControls
 from llm import LLMClient, LLMConfig, Routes, Selection
 
 if TYPE_CHECKING:
+    from daemon.housekeeping import Housekeeping
     from daemon.store.due_times import DueTimeStore
     from daemon.store.engine import Database
     from daemon.store.proposals import ProposalStore
@@ -49,6 +52,8 @@ class Runtime:
         states: what is kept about each agent between its runs.
         desk: decides about proposals.
         runner: runs agents.
+        controls: what a person may do to agents.
+        housekeeping: makes backups, and forgets what is old; in the daemon by itself.
         llm: the model, None for rules only.
         selection: which model was chosen and why.
         agent_names: the agents to run, in order.
@@ -64,6 +69,8 @@ class Runtime:
     states: StateStore
     desk: ProposalDesk
     runner: Runner
+    controls: Controls
+    housekeeping: Housekeeping
     llm: LLMClient | None
     selection: Selection
     agent_names: tuple[str, ...]
@@ -100,46 +107,107 @@ async def open_runtime(
         LLMError: the model's settings cannot work.
     """
     await asyncio.to_thread(import_module, "daemon.store.runs")  # loads SQLAlchemy: 0.2 s of CPU
+    from daemon.store.engine import Database  # noqa: PLC0415 - as above
+
+    bus = EventBus() if events is None else events
+    registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
+    names = agents_of(settings, registry, agents)
+    async with AsyncExitStack() as stack:
+        database = await Database.open(settings.daemon.data_dir / DATABASE, check=with_llm)
+        stack.push_async_callback(database.aclose)
+        selection = await select(settings, llm_config, with_llm=with_llm)
+        llm = open_client(selection, observers=llm_observers)
+        if llm is not None:
+            stack.push_async_callback(llm.aclose)
+        runtime = assemble(
+            settings,
+            database,
+            registry=registry,
+            names=names,
+            selection=selection,
+            llm=llm,
+            events=bus,
+            now=now,
+        )
+        stack.push_async_callback(partial(runtime.desk.aclose, settings.daemon.stop_grace.total_seconds()))
+        yield runtime
+
+
+def assemble(
+    settings: Settings,
+    database: Database,
+    *,
+    registry: AgentRegistry,
+    names: tuple[str, ...],
+    selection: Selection,
+    llm: LLMClient | None,
+    events: EventBus,
+    now: Callable[[], datetime] = utc_now,
+) -> Runtime:
+    """Put together what stands above the database; nothing of it has to be awaited or can fail."""
+    from daemon.housekeeping import Housekeeping  # noqa: PLC0415 - loads SQLAlchemy
     from daemon.store.due_times import DueTimeStore  # noqa: PLC0415 - as above
-    from daemon.store.engine import Database  # noqa: PLC0415 - loads SQLAlchemy
     from daemon.store.proposals import ProposalStore  # noqa: PLC0415
     from daemon.store.runs import RunStore  # noqa: PLC0415
     from daemon.store.states import StateStore  # noqa: PLC0415
 
-    bus = EventBus() if events is None else events
-    registry = AgentRegistry(settings.daemon.plugin_dir)
-    names = _names(settings, registry, agents)
-    async with AsyncExitStack() as stack:
-        database = await Database.open(settings.daemon.data_dir / DATABASE, check=with_llm)
-        stack.push_async_callback(database.aclose)
-        proposals, runs = ProposalStore(database), RunStore(database)
-        selection = await _select(settings, llm_config, with_llm=with_llm)
-        llm = open_client(selection, observers=llm_observers)
-        if llm is not None:
-            stack.push_async_callback(llm.aclose)
-        maker = AgentMaker(settings, registry, llm, now)
-        desk = ProposalDesk(proposals, database, maker.make, bus, now)
-        stack.push_async_callback(partial(desk.aclose, settings.daemon.stop_grace.total_seconds()))
-        yield Runtime(
-            settings=settings,
-            events=bus,
-            registry=registry,
-            db=database,
-            proposals=proposals,
-            runs=runs,
-            due_times=DueTimeStore(database),
-            states=StateStore(database),
-            desk=desk,
-            runner=Runner(maker, database, proposals, runs, desk, events=bus, now=now),
-            llm=llm,
-            selection=selection,
-            agent_names=names,
-        )
+    proposals, runs = ProposalStore(database), RunStore(database)
+    due_times, states = DueTimeStore(database), StateStore(database)
+    maker = AgentMaker(settings, registry, llm, now)
+    desk = ProposalDesk(proposals, database, maker.make, events, now)
+    runner = Runner(
+        maker, database, proposals, runs, desk, due_times=due_times, states=states, events=events, now=now
+    )
+    house = Housekeeping(database, settings, now=now)
+    controls = LocalControls(
+        settings,
+        database,
+        runs,
+        desk,
+        runner,
+        due_times=due_times,
+        states=states,
+        events=events,
+        backup=house.backup,
+        now=now,
+    )
+    return Runtime(
+        settings=settings,
+        events=events,
+        registry=registry,
+        db=database,
+        proposals=proposals,
+        runs=runs,
+        due_times=due_times,
+        states=states,
+        desk=desk,
+        runner=runner,
+        controls=controls,
+        housekeeping=house,
+        llm=llm,
+        selection=selection,
+        agent_names=names,
+    )
 
 
-def _names(
+async def close_parts(runtime: Runtime, successor: Runtime | None = None) -> None:
+    """Close what stands above the database: decisions under way get their grace, then the model goes.
+
+    Args:
+        runtime: what to close.
+        successor: goes on over the same database, with the same model if that is to stay open.
+    """
+    try:
+        await runtime.desk.aclose(runtime.settings.daemon.stop_grace.total_seconds())
+    finally:
+        if runtime.llm is not None and (successor is None or successor.llm is not runtime.llm):
+            await runtime.llm.aclose()
+
+
+def agents_of(
     settings: Settings, registry: AgentRegistry, agents: Sequence[str | type[BaseAgent]] | None
 ) -> tuple[str, ...]:
+    """The names of the agents to run; classes among them become known to the registry."""
     if agents is None:
         return settings.enabled_agents
     for agent in agents:
@@ -148,7 +216,10 @@ def _names(
     return tuple(dict.fromkeys(agent if isinstance(agent, str) else agent.name for agent in agents))
 
 
-async def _select(settings: Settings, llm_config: LLMConfig | Routes | None, *, with_llm: bool) -> Selection:
+async def select(
+    settings: Settings, llm_config: LLMConfig | Routes | None, *, with_llm: bool = True
+) -> Selection:
+    """The caller's model, or else the one that is chosen by the settings and by what is there."""
     if not with_llm:
         return Selection(config=None, reason="This command needs no model.")
     if llm_config is not None:

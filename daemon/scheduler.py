@@ -1,9 +1,9 @@
 """AgentScheduler: runs agents when they are due, or once. The only file that knows APScheduler.
 
-APScheduler is the timer: it wakes the loop at the next due time. When that is, is decided here, because its
-own interval trigger falls silent for the length of a backward clock step and blocks for minutes after a large
-forward one. An interval here is real time: a clock that is set does not change how long an agent waits, and
-what came due while the machine slept is run once afterwards.
+APScheduler is the timer: it wakes the loop at the agenda's earliest moment. Which moment that is, is decided
+there, because APScheduler's own interval trigger falls silent for the length of a backward clock step and
+blocks for minutes after a large forward one. An interval here is real time: a clock that is set does not
+change how long an agent waits, and what came due while the machine slept is run once afterwards.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from apscheduler.events import EVENT_JOB_MAX_INSTANCES
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
 from apscheduler.triggers.base import BaseTrigger
 
-from agents.errors import AgentError
-from daemon.clock import ClockChange, ClockWatch, first_due, next_due, spread_of
-from daemon.crew import Crew
+from daemon.crew import Crew, all_done
 from daemon.deadlines import AT_LEAST_EVERY, Deadlines, deadlines_of
 from daemon.errors import DaemonError
-from daemon.events import Event, EventBus, ProposalChanged, RunFinished, RunOutcome, RunResult
+from daemon.events import DueTime, DueTimesSettled, Event, EventBus, ProposalChanged, RunResult
+from daemon.roster import History, Roster
+from daemon.timing import Timing
 from daemon.totals import Totals, iso
+from daemon.turns import Hold, Turn
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent
+    from daemon.reloading import Prepared
     from daemon.runtime import Runtime
     from daemon.settings import Settings
     from llm import LLMConfig, Routes, Selection
@@ -46,11 +47,8 @@ LOOK_EVERY_S = 30.0
 RECOVERY_WAIT_S = 5.0
 """So long the start waits for what a crash left half-way."""
 
-LONGEST_INTERVAL = timedelta(days=36_500)
-
-Call = Callable[[], Awaitable[None]]
-
-_DEADLINES = "#deadlines"  # no agent can have this name
+_WAKE_UP = "#wake-up"  # no agent can have these names
+_DEADLINES = "#deadlines"
 
 
 class AgentScheduler:
@@ -80,23 +78,26 @@ class AgentScheduler:
         self.events = EventBus() if events is None else events
         self._totals = Totals()
         self.events.subscribe(self._totals.take_note)
-        self.events.subscribe(self._bring_deadlines_forward)
-        self.events.subscribe(self._mind_the_model)
+        self.events.subscribe(self._take_note)
         self._stack: AsyncExitStack | None = None
         self._runtime: Runtime | None = None
         self._selection: Selection | None = None
         self._crew = Crew(1)
-        self._timer: _Timer | None = None
+        self._timer: Timer | None = None
+        self._timing: Timing | None = None
+        self._roster: Roster | None = None
         self._held = False
+        self._refused: str | None = None
         self._started_at: datetime | None = None
-        self._problems: dict[str, str] = {}
         self._recovery: asyncio.Task[Any] | None = None
+        self._retiring: set[asyncio.Task[None]] = set()
         self._tending = asyncio.Lock()
+        self._reloading = asyncio.Lock()
         self._deadlines = Deadlines()
 
     @property
     def runtime(self) -> Runtime | None:
-        """What is open between `start` and `stop`, or during `run_once`."""
+        """What is open between `start` and `stop`, or during `run_once`; another one after a `reload`."""
         return self._runtime
 
     @property
@@ -107,30 +108,36 @@ class AgentScheduler:
     @property
     def running(self) -> bool:
         """Whether agents are run on their schedules."""
-        return self._timer is not None and not self._held
+        return self._timing is not None and not self._held
 
     @property
     def seconds_since_tick(self) -> float | None:
-        """How long ago the timer last looked for what is due; None when it is not running."""
-        return None if self._timer is None else time.monotonic() - self._timer.ticked_at
+        """How long ago it last looked for what is due; None when it is not running."""
+        return None if self._timing is None else time.monotonic() - self._timing.looked_at
 
     async def run_once(self, agent: str | None = None) -> list[RunResult]:
         """Run every enabled agent once, or the one that is named, and tell how each run ended.
 
-        A run that fails is a result like any other; nothing is raised for it.
+        A run that fails is a result like any other; nothing is raised for it. Runs by hand do not wait for
+        those on schedule, but for the one of the same agent that is under way.
 
         Raises:
             AgentNotFound: there is no agent of that name.
-            DaemonError: the database or the configuration cannot be used, or `stop` came before the end.
+            DaemonError: the database or the configuration cannot be used, nothing may run now, or `stop` came
+                before the end.
         """
         async with self._opened() as runtime:
-            trigger = "once" if self._timer is None else "manual"
-            if self._timer is None:  # nobody started it: finish what a crash left half-way
+            if self._refused is not None:
+                msg = f"no agent is run: {self._refused}"
+                raise DaemonError(msg)
+            trigger = "once" if self._timing is None else "manual"
+            if self._timing is None:  # nobody started it: finish what a crash left half-way
                 await runtime.desk.recover()
             if agent is not None and agent not in runtime.registry.names():
                 runtime.registry.get(agent)  # says which there are
             names = runtime.agent_names if agent is None else (agent,)
-            tasks = [self._crew.run(runtime, name, trigger) for name in names]
+            by_hand = self._crew.run if self._timing is None else self._timing.by_hand
+            tasks = [by_hand(name, partial(self._run, name, trigger)) for name in names]
             try:
                 ended = await asyncio.gather(*tasks, return_exceptions=True)
             finally:
@@ -162,6 +169,8 @@ class AgentScheduler:
     def hold(self) -> None:
         """Begin no new run from now on."""
         self._held = True
+        if self._timing is not None:
+            self._timing.stop()
         if self._timer is not None:
             self._timer.pause()
 
@@ -176,22 +185,105 @@ class AgentScheduler:
         self.hold()
         settings = await self._read_settings()
         try:
+            if self._roster is not None:
+                await self._roster.stop_triggers()
             left = await self._crew.finish(settings.daemon.stop_grace.total_seconds())
             if left:
                 _log.warning("runs were left behind: they ignore being cancelled", extra={"agents": left})
         finally:  # an open database would keep the process alive
             await self._close()
 
+    async def reload(self, settings: Settings) -> tuple[str, ...]:
+        """Go on with another configuration, whole or not at all.
+
+        Runs under way end with the old one. Schedules keep their last due times; agents that are gone are
+        not run any more, and new ones come spread out.
+
+        Returns:
+            What is different, one sentence each; never a secret.
+
+        Raises:
+            DaemonError: it is not started.
+            SettingsError: it cannot work, or changes what needs a restart; the old one stays in force.
+        """
+        async with self._reloading:
+            if self._runtime is None or self._timing is None or self._held:
+                msg = "there is nothing to reload: the scheduler is not started; the next start reads it"
+                raise DaemonError(msg)
+            from daemon.reloading import prepare  # noqa: PLC0415 - loads the configuration's explanations
+
+            new = await prepare(
+                self._runtime,
+                settings,
+                llm_config=self._llm_config,
+                agents=self._agents,
+                llm_observers=self._observers,
+            )
+            await self._switch(new)
+            return new.differences
+
+    # what a person or the program does to agents
+
+    def trigger(self, agent: str, trigger: str, due: datetime | None = None) -> bool:
+        """Something happened that makes an agent due: a file changed, a webhook, an event of a calendar.
+
+        Args:
+            agent: the agent.
+            trigger: what it was, as it stands in the run.
+            due: the due time, None for now.
+
+        Returns:
+            Whether it was taken up; several before a run can begin lead to one.
+        """
+        if self._timing is None or self._held:
+            return False
+        return self._timing.trigger(agent, trigger, due)
+
+    def next_due(self, agent: str) -> datetime | None:
+        """The agent's next due time by the clock, UTC; None when it has none."""
+        return None if self._timing is None else self._timing.next_due(agent)
+
+    def next_run(self, agent: str) -> datetime | None:
+        """When it is run at the earliest, what holds it counted in; None when only a person can say."""
+        return None if self._timing is None else self._timing.next_run(agent)
+
+    def running_since(self, agent: str) -> datetime | None:
+        """When the agent's run that is under way began, UTC; None when none is."""
+        return self._crew.running_since(agent)
+
+    def holds(self, agent: str) -> tuple[str, ...]:
+        """What keeps the agent from running now, one sentence each, with the way out."""
+        if self._roster is None:
+            return ("the program that runs agents is not running: start it with `askfirst run`",)
+        refused = [] if self._refused is None else [f"no agent is run: {self._refused}"]
+        return (*refused, *self._roster.holds(agent))
+
+    def hold_all(self, reason: str) -> None:
+        """Run no agent until `release_all`, neither on schedule nor by hand; what comes due meanwhile waits.
+
+        Args:
+            reason: why, with the way out, as the end of a sentence.
+        """
+        self._refused = reason
+        if self._timing is not None:
+            self._timing.hold_all(Hold(reason=reason))
+
+    def release_all(self) -> None:
+        """End that; agents catch up, spread out."""
+        self._refused = None
+        if self._timing is not None:
+            self._timing.release_all()
+
     def get_stats(self) -> dict[str, Any]:
         """What the scheduler does and did, as plain data; times are UTC in ISO 8601."""
         runtime = self._runtime
-        names = [] if runtime is None else runtime.agent_names
+        names = () if runtime is None else runtime.agent_names
         if runtime is not None and runtime.llm is not None:
             self._totals.llm = runtime.llm.get_stats()
         return {
             "running": self.running,
             "started_at": iso(self._started_at),
-            "agents": {name: self._agent_stats(name) for name in (*names, *self._problems)},
+            "agents": {name: self._agent_stats(name) for name in names},
             **self._totals.as_json(),
         }
 
@@ -204,6 +296,8 @@ class AgentScheduler:
     ) -> None:
         await self.stop()
 
+    # opening and closing
+
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[Runtime]:
         """The runtime that is open, or one for as long as this lasts."""
@@ -213,7 +307,7 @@ class AgentScheduler:
         from daemon.runtime import open_runtime  # noqa: PLC0415 - loads the store, which takes its time
 
         settings = await self._read_settings()
-        self._crew = Crew(settings.daemon.max_concurrent_runs)
+        self._crew = Crew(settings.daemon.max_concurrent_runs, settings.daemon.max_runs_per_backend)
         async with open_runtime(
             settings,
             llm_config=self._llm_config,
@@ -254,35 +348,128 @@ class AgentScheduler:
             _log.info("finished what a crash interrupted", extra={"proposal": proposal.id})
 
     async def _schedule(self, runtime: Runtime) -> None:
-        self._timer = timer = _Timer(ClockWatch())
-        now = datetime.now(UTC)
-        for name in runtime.agent_names:
+        self._timer = timer = Timer()
+        self._timing = timing = Timing(
+            self._take_turn, timer, self._crew, settle=self._settle, known=self._is_settled
+        )
+        self._roster = roster = Roster(timing)
+        timing.on_clock_change = self._clock_changed
+        if self._refused is not None:
+            timing.hold_all(Hold(reason=self._refused))
+        await runtime.runner.recover(runtime.agent_names)
+        await runtime.runner.reconsider(runtime.agent_names)
+        history = await History.read(runtime)
+        self._totals.last.update(history.runs)
+        await roster.enter(runtime, history)
+        timer.add_deadline(self._tend_deadlines, datetime.now(UTC))
+        timer.start(timing.look)
+        timing.start()
+        await roster.start_triggers(runtime, history)
+
+    async def _switch(self, new: Prepared) -> None:
+        """Go on with a new runtime over the same database."""
+        from daemon.runtime import close_parts  # noqa: PLC0415 - loads the store
+
+        try:
+            history = await History.read(new.runtime)
+        except DaemonError:
+            await close_parts(new.runtime, self._runtime)
+            raise
+        old, roster = self._runtime, self._roster
+        if old is None or roster is None or self._held:
+            await close_parts(new.runtime, old)
+            msg = "the program is stopping; the next start reads the configuration"
+            raise DaemonError(msg)
+        settings = new.runtime.settings
+        self._runtime, self._selection, self._settings = new.runtime, new.runtime.selection, settings
+        self._crew.size = settings.daemon.max_concurrent_runs
+        self._crew.per_backend = settings.daemon.max_runs_per_backend
+        self._retire(old, new.runtime)
+        await roster.change(new.runtime, history, new.entries)
+        await new.runtime.runner.reconsider(new.runtime.agent_names)
+
+    def _retire(self, old: Runtime, new: Runtime) -> None:
+        """Close what only the old configuration needs when the runs that are under way have ended."""
+        from daemon.runtime import close_parts  # noqa: PLC0415 - loads the store
+
+        runs = self._crew.tasks()
+
+        async def retire() -> None:
             try:
-                every = runtime.settings.agent_config(name, runtime.registry.get(name)).every
-            except AgentError as error:  # the others run nevertheless
-                self._problems[name] = str(error)
-                _log.error("an agent cannot be scheduled: %s", error, extra={"agent": name})
-                continue
-            if every is None:
-                continue
-            every = min(every, LONGEST_INTERVAL)
-            spread = spread_of(name, every, len(runtime.agent_names))
-            due = first_due(now, every, await self._last_start(runtime, name), spread)
-            timer.add_interval(name, partial(self._due, name), every=every, first=due, spread=spread)
-        timer.add_deadline(self._tend_deadlines, now)
-        timer.start()
+                await all_done(runs)
+            finally:
+                await close_parts(old, new)
 
-    async def _last_start(self, runtime: Runtime, name: str) -> datetime | None:
-        for run in await runtime.runs.list(agent=name, limit=1):
-            self._totals.last[name] = run
-            return run.started_at
-        return None
+        task = asyncio.create_task(retire(), name="old configuration")
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
-    async def _due(self, name: str) -> None:
-        """An agent is due; ends when its run has, so that APScheduler knows that it is still running."""
-        if self._held or self._runtime is None:
+    async def _close(self) -> None:
+        stack, self._stack = self._stack, None
+        timer, timing = self._timer, self._timing
+        self._timer = None
+        if timer is not None:
+            async with self._tending:  # not in the middle of a transaction
+                await timer.aclose()
+        if timing is not None:
+            try:
+                await timing.aclose()
+            except DaemonError as error:
+                _log.warning("what became of the last due times cannot be recorded: %s", error)
+        self._timing = self._roster = None
+        await self._end_tasks()
+        if stack is not None:
+            await stack.aclose()
+
+    async def _end_tasks(self) -> None:
+        """What a crash left half-way is finished by the next start; old configurations are closed now."""
+        from daemon.runtime import close_parts  # noqa: PLC0415 - loads the store
+
+        recovery = [] if self._recovery is None else [self._recovery]
+        retiring = tuple(self._retiring)
+        for task in (*recovery, *retiring):
+            task.cancel()
+        await asyncio.gather(*recovery, *retiring, return_exceptions=True)
+        if self._runtime is not None:
+            await close_parts(self._runtime)
+
+    # what is due
+
+    async def _take_turn(self, turn: Turn) -> RunResult:
+        return await self._run(turn.agent, turn.trigger, turn)
+
+    async def _run(self, name: str, trigger: str, turn: Turn | None = None) -> RunResult:
+        """One run, with the runtime of its beginning; the due times that it settles are written with it."""
+        runtime = self._runtime
+        if runtime is None:
+            raise asyncio.CancelledError
+        if turn is None:
+            return await runtime.runner.run(name, trigger)
+        return await runtime.runner.run(name, trigger, due=turn.due, settled=turn.settled)
+
+    async def _settle(self, rows: Sequence[DueTime]) -> None:
+        runtime = self._runtime
+        if runtime is not None:
+            await runtime.due_times.settle(rows)
+            self.events.publish(DueTimesSettled(due_times=tuple(rows)))
+
+    async def _is_settled(self, name: str, due: datetime) -> bool:
+        runtime = self._runtime
+        return runtime is not None and await runtime.due_times.settled(name, due) is not None
+
+    def _take_note(self, event: Event) -> None:
+        if self._roster is None or self._timer is None or self._held:
             return
-        await asyncio.wait({self._crew.run(self._runtime, name, "schedule")})
+        if isinstance(event, ProposalChanged):
+            for moment in deadlines_of(event.proposal):
+                self._timer.bring_deadline_forward(moment)
+        self._roster.take_note(event)
+
+    def _clock_changed(self) -> None:
+        """Deadlines and calendars are moments of the calendar, and have to be looked at anew."""
+        if self._timer is not None and self._roster is not None:
+            self._timer.move_deadline(datetime.now(UTC))
+            self._roster.clock_changed()
 
     async def _tend_deadlines(self) -> None:
         async with self._tending:
@@ -293,44 +480,15 @@ class AgentScheduler:
             with contextlib.suppress(DaemonError):  # what another program decided meanwhile
                 self._totals.set_proposals(await runtime.proposals.counts())
 
-    def _bring_deadlines_forward(self, event: Event) -> None:
-        if isinstance(event, ProposalChanged) and self._timer is not None and not self._held:
-            for moment in deadlines_of(event.proposal):
-                self._timer.bring_deadline_forward(moment)
-
-    def _mind_the_model(self, event: Event) -> None:
-        """Leave an agent alone until its model may be asked again; a run that succeeds takes it up again."""
-        if not isinstance(event, RunFinished) or self._timer is None or self._held:
-            return
-        result = event.result
-        if result.not_before is not None:
-            self._timer.hold(result.agent, result.not_before)
-            held = {"agent": result.agent, "until": iso(result.not_before)}
-            _log.warning("an agent is not run on schedule for a while: its model asks to wait", extra=held)
-        elif result.outcome is RunOutcome.SUCCEEDED:
-            self._timer.release(result.agent)
-
     def _agent_stats(self, name: str) -> dict[str, Any]:
+        roster = self._roster
         return {
-            "running": name in self._crew.names(),
-            "next_run": iso(None if self._timer is None else self._timer.next_run(name)),
-            "held_until": iso(None if self._timer is None else self._timer.held_until(name)),
+            "running": self.running_since(name) is not None,
+            "next_run": iso(self.next_run(name)),
+            "held_until": iso(None if roster is None else roster.held_until(name)),
             "last_run": self._totals.last_as_json(name),
-            "problem": self._problems.get(name),
+            "problem": None if roster is None else roster.problems.get(name),
         }
-
-    async def _close(self) -> None:
-        stack, self._stack = self._stack, None
-        timer, self._timer = self._timer, None
-        self._problems.clear()
-        if timer is not None:
-            async with self._tending:  # not in the middle of a transaction
-                await timer.aclose()
-        if self._recovery is not None:
-            self._recovery.cancel()
-            await asyncio.gather(self._recovery, return_exceptions=True)
-        if stack is not None:
-            await stack.aclose()
 
 
 def _results(ended: Sequence[RunResult | BaseException]) -> list[RunResult]:
@@ -345,134 +503,98 @@ def _results(ended: Sequence[RunResult | BaseException]) -> list[RunResult]:
     return results
 
 
-class IntervalTrigger(BaseTrigger):  # type: ignore[misc]  # APScheduler has no types
-    """Due every so often, never in the past: what was missed is left out, not listed.
-
-    Args:
-        every: the interval.
-        first: when it is due first.
-    """
-
-    def __init__(self, every: timedelta, first: datetime) -> None:
-        self.every = every
-        self.first = first
-
-    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
-        """The next due time, after `now` unless it is the first."""
-        if previous_fire_time is None:
-            return self.first
-        return next_due(previous_fire_time, self.every, now)
-
-
 class _Onward(BaseTrigger):  # type: ignore[misc]  # APScheduler has no types
-    """Of a job that says itself when it is due next; until it has, a minute later."""
+    """Of a job that is told when it is due next; until it is told, a minute later, never in the past."""
 
     def get_next_fire_time(self, _previous: datetime | None, now: datetime) -> datetime:
         return now + AT_LEAST_EVERY
 
 
 class _Clockwork(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler has no types
-    """APScheduler that looks at the clocks before it looks for what is due."""
+    """APScheduler that looks at the agenda itself before it looks at its jobs, and without a thread's detour.
 
-    def __init__(self, before: Callable[[], None], **options: Any) -> None:
-        super().__init__(**options)
-        self._before = before
-
-    def wakeup(self) -> None:
-        self._before()
-        super().wakeup()
-
-
-class _Timer:
-    """Calls coroutine functions when they are due, whatever happens to the clock.
-
-    Attributes:
-        ticked_at: when it last looked for what is due, seconds of `time.monotonic`.
+    Args:
+        look: called at each wake-up.
     """
 
-    def __init__(self, clock: ClockWatch) -> None:
-        self.ticked_at = time.monotonic()
-        self._clock = clock
-        self._spreads: dict[str, timedelta] = {}
-        self._every: dict[str, timedelta] = {}
-        self._holds: dict[str, datetime] = {}
-        self._overlapping: set[str] = set()
+    def __init__(self, look: Callable[[], None], **options: Any) -> None:
+        super().__init__(**options)
+        self._look = look
+        self._looking = False
+
+    def wakeup(self) -> None:
+        """Look at the agenda, which moves its job onward, then at the jobs."""
+        if self._looking:  # the agenda moves its job
+            return
+        self._looking = True
+        try:
+            self._look()
+        finally:
+            self._looking = False
+        self.wait_anew()
+
+    def move(self, job_id: str, moment: datetime | None) -> None:
+        """That job is due at `moment`, None for not at all; the agenda is not looked at because of it."""
+        before, self._looking = self._looking, True
+        try:
+            self.modify_job(job_id, next_run_time=moment)
+        finally:
+            self._looking = before
+        if not before:
+            self.wait_anew()
+
+    def wait_anew(self) -> None:
+        """Wait for the job that is due next."""
+        if self.running:
+            self._start_timer(self._process_jobs())
+
+
+class Timer:
+    """Wakes the loop at the moment that it was told, whatever happens to the clock. It is APScheduler.
+
+    One job stands for the whole agenda, another for the deadlines of proposals.
+    """
+
+    def __init__(self) -> None:
         self._watch: asyncio.Task[None] | None = None
+        self._look: Callable[[], None] | None = None
+        self._moment: datetime | None = None
         self._closing = False
         timer_log = logging.getLogger(f"{__name__}.timer")
-        timer_log.setLevel(logging.ERROR)  # overlapping runs are told once by us, not at each tick by it
+        timer_log.setLevel(logging.ERROR)
         self._aps = _Clockwork(
-            self._look,
+            self._wake_up,
             timezone=UTC,
             logger=timer_log,
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
         )
-        self._aps.add_listener(self._overlap, EVENT_JOB_MAX_INSTANCES)
+        self._aps.add_job(self._woken, _Onward(), next_run_time=None, id=_WAKE_UP, name=_WAKE_UP)
 
-    def add_interval(
-        self,
-        name: str,
-        call: Call,
-        every: timedelta,
-        first: datetime,
-        spread: timedelta,
-    ) -> None:
-        """Call `call` at `first` and every `every` after it; `spread` delays it after a sleep."""
-        self._spreads[name], self._every[name] = spread, every
-        self._aps.add_job(self._fire, IntervalTrigger(every, first), args=(name, call), id=name, name=name)
+    def at(self, moment: datetime | None) -> None:
+        """Wake up at `moment`, None for not by the clock; in place of what was said before."""
+        if moment != self._moment:
+            self._moment = moment
+            self._aps.move(_WAKE_UP, moment)
 
-    def add_deadline(self, call: Call, first: datetime) -> None:
+    def add_deadline(self, call: Callable[[], Awaitable[None]], first: datetime) -> None:
         """Call `call` at `first`, and then when it says by `move_deadline`."""
-        job = {"id": _DEADLINES, "name": _DEADLINES, "args": (_DEADLINES, call)}
+        job = {"id": _DEADLINES, "name": _DEADLINES, "args": (call,)}
         self._aps.add_job(self._fire, _Onward(), next_run_time=first, **job)
-
-    async def _fire(self, name: str, call: Call) -> None:
-        try:
-            await call()
-        except asyncio.CancelledError:
-            if not self._closing:  # APScheduler reports the end of its own shutdown as an error
-                raise
-        finally:
-            self._overlapping.discard(name)
 
     def move_deadline(self, moment: datetime) -> None:
         """The deadline job is due at `moment`."""
-        self._aps.modify_job(_DEADLINES, next_run_time=moment)
+        self._aps.move(_DEADLINES, moment)
 
     def bring_deadline_forward(self, moment: datetime) -> None:
         """The deadline job is due at `moment` if that is sooner than it was due before."""
-        due = self.next_run(_DEADLINES)
-        if due is None or moment < due:
+        job = self._aps.get_job(_DEADLINES)
+        due: datetime | None = getattr(job, "next_run_time", None)  # absent until the timer starts
+        if job is not None and (due is None or moment < due):
             self.move_deadline(moment)
 
-    def hold(self, name: str, until: datetime) -> None:
-        """Do not call that job before `until`."""
-        due = self.next_run(name)
-        if due is not None and due < until:
-            self._holds[name] = until
-            self._aps.modify_job(name, next_run_time=until)
-
-    def release(self, name: str) -> None:
-        """End a hold: the job is due one interval from now."""
-        if self._holds.pop(name, None) is not None:
-            now = datetime.now(UTC)
-            due = self.next_run(name)
-            if due is not None and due > now + self._every[name]:
-                self._aps.modify_job(name, next_run_time=now + self._every[name])
-
-    def held_until(self, name: str) -> datetime | None:
-        """Until when that job is held, None when it is not."""
-        until = self._holds.get(name)
-        return until if until is not None and until > datetime.now(UTC) else None
-
-    def next_run(self, name: str) -> datetime | None:
-        """When that job is due next."""
-        job = self._aps.get_job(name)
-        due: datetime | None = getattr(job, "next_run_time", None)  # absent until the timer starts
-        return due
-
-    def start(self) -> None:
-        """Begin."""
+    def start(self, look: Callable[[], None]) -> None:
+        """Begin; `look` is called at each wake-up, at least every `LOOK_EVERY_S`."""
+        self._look = look
         self._aps.start()
         self._watch = asyncio.create_task(self._watch_clock(), name="clock watch")
 
@@ -492,32 +614,21 @@ class _Timer:
             self._aps.shutdown(wait=False)
             await asyncio.sleep(0)  # it ends in the loop's next round
 
+    async def _fire(self, call: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await call()
+        except asyncio.CancelledError:
+            if not self._closing:  # APScheduler reports the end of its own shutdown as an error
+                raise
+
+    async def _woken(self) -> None:
+        """The agenda was looked at on the way here; its job is never later than it."""
+
+    def _wake_up(self) -> None:
+        if self._look is not None:
+            self._look()
+
     async def _watch_clock(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             self._aps.wakeup()
-
-    def _look(self) -> None:
-        self.ticked_at = time.monotonic()
-        change = self._clock.look()
-        if change is not None:
-            self._adjust(change)
-
-    def _adjust(self, change: ClockChange) -> None:
-        """Keep each agent's remaining time after a step; run what came due during a sleep, spread out."""
-        seconds = {"step_seconds": change.step.total_seconds(), "slept_seconds": change.slept.total_seconds()}
-        _log.warning("the clock was set, or the machine slept", extra=seconds)
-        now = datetime.now(UTC)
-        for name, spread in self._spreads.items():
-            due = self.next_run(name)
-            if due is None:
-                continue
-            with contextlib.suppress(OverflowError):  # a step beyond the year 9999 or 1: due at once
-                due += change.step
-            self._aps.modify_job(name, next_run_time=due if due > now else now + spread)
-        self.move_deadline(now)  # these are moments of the calendar, and have to be looked at anew
-
-    def _overlap(self, event: Any) -> None:
-        if event.job_id not in self._overlapping:
-            self._overlapping.add(event.job_id)
-            _log.info("due again while still running: skipped until it ends", extra={"agent": event.job_id})

@@ -20,6 +20,8 @@ from daemon.render import Screen
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from daemon.control.reach import Signs
+    from daemon.control.remote import RemoteRuntime
     from daemon.runtime import Runtime
     from daemon.settings import Settings
 
@@ -79,26 +81,52 @@ class Invocation:
         finally:
             close()
 
-    def with_runtime(self, work: Callable[[Runtime], Awaitable[T]]) -> T:
-        """Do `work` with the program's parts opened, but no model; logging goes to standard error.
+    def with_runtime(self, work: Callable[[Runtime], Awaitable[T]], *, with_llm: bool = False) -> T:
+        """Do `work` through the daemon if one runs, else with the program's parts opened.
 
-        Files are read before the event loop starts, which must not wait for a disk.
+        Files are read before the event loop starts, which must not wait for a disk. Logging goes to standard
+        error.
+
+        Args:
+            work: what to do.
+            with_llm: whether agents are run, and so need their model.
 
         Raises:
             SettingsError: the configuration cannot work.
             StoreError: the database cannot be used.
+            ControlError: a daemon runs and takes no commands of ours.
         """
-        import daemon.store.runs  # noqa: F401, PLC0415 - loads SQLAlchemy
-        from daemon.runtime import open_runtime  # noqa: PLC0415 - loads the agents
+        from daemon.control.reach import reached, signs_of  # noqa: PLC0415 - loads pydantic
 
         settings = self.settings()
+        signs = signs_of(settings)
+        if not signs.runs:
+            import daemon.store.runs  # noqa: F401, PLC0415 - loads SQLAlchemy
 
-        async def opened() -> T:
-            async with open_runtime(settings, with_llm=False) as runtime:
+        async def done() -> T:
+            async with reached(settings, signs, with_llm=with_llm) as runtime:
                 return await work(runtime)
 
         with self.logging(settings):
-            return run(opened())
+            return run(done())
+
+    def with_daemon(
+        self, settings: Settings, signs: Signs, work: Callable[[RemoteRuntime], Awaitable[T]]
+    ) -> T:
+        """Do `work` with the daemon that runs.
+
+        Raises:
+            DaemonAbsent: none does.
+            ControlError: it takes no commands of ours.
+        """
+        from daemon.control.reach import daemon_of  # noqa: PLC0415 - loads pydantic
+
+        async def done() -> T:
+            async with daemon_of(settings, signs) as daemon:
+                return await work(daemon)
+
+        with self.logging(settings):
+            return run(done())
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:

@@ -111,7 +111,7 @@ def _classes(settings: Settings) -> dict[str, type[BaseAgent]]:
     from agents.errors import AgentError  # noqa: PLC0415 - beside what it is needed for
     from agents.registry import AgentRegistry  # noqa: PLC0415 - loads the agents
 
-    registry, found = AgentRegistry(settings.daemon.plugin_dir), {}
+    registry, found = AgentRegistry(settings.daemon.plugin_dir, apart=True), {}
     for name in settings.agents:
         try:
             found[name] = registry.get(name)

@@ -52,8 +52,8 @@ def command(call: Invocation) -> int:
     """Check that everything this program needs works, and say the way out of what does not.
 
     Looks at the packages, the configuration, the agents, their prompts, the data folder, the disk, the
-    database, the clock, the port and the model, which is asked one small question. Changes nothing. Exits
-    with 1 when something fails.
+    database, the clock, the port, the model, which is asked one small question, and the service, if one is
+    installed. Changes nothing. Exits with 1 when something fails.
     """
     screen = call.screen()
     checks = list(_shown(_all_checks(call), screen))
@@ -92,6 +92,7 @@ def _all_checks(call: Invocation) -> Iterator[Check]:
     except SettingsError as error:
         yield from (Check(name="configuration", state="fail", message=str(p)) for p in error.problems)
         yield clock.result()
+        yield from _service()
         return
     yield _configuration(settings)
     yield _agents(settings)
@@ -104,6 +105,15 @@ def _all_checks(call: Invocation) -> Iterator[Check]:
         yield database
         yield clock.result(newest)
         yield from _model(settings)
+    yield from _service()
+
+
+def _service() -> Iterator[Check]:
+    """The service, where the program is one."""
+    from daemon.commands.service_checks import service_checks  # noqa: PLC0415 - imported only when chosen
+    from daemon.install.machine import Machine  # noqa: PLC0415 - imported only when chosen
+
+    yield from service_checks(Machine())
 
 
 def _configuration(settings: Settings) -> Check:
@@ -117,7 +127,7 @@ def _configuration(settings: Settings) -> Check:
 def _agents(settings: Settings) -> Check:
     from agents.registry import AgentRegistry  # noqa: PLC0415 - loads the agents
 
-    registry = AgentRegistry(settings.daemon.plugin_dir)
+    registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
     problems = [*registry.problems, *_unloadable(registry)]
     if problems:
         way = "repair or remove what is named; `askfirst agents list` shows the agents there are"

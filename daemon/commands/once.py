@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +25,12 @@ from daemon.errors import ExitCode
 from daemon.render import Screen
 
 if TYPE_CHECKING:
+    from daemon.control.reach import Signs
+    from daemon.control.remote import RemoteRuntime
     from daemon.events import RunResult
+    from daemon.runtime import Runtime
     from daemon.scheduler import AgentScheduler
     from daemon.settings import Settings
-    from llm import Selection
 
 _log = logging.getLogger(__name__)
 
@@ -39,24 +41,51 @@ MOST_SHOWN = 40
 def run_once(call: Invocation, names: Sequence[str]) -> int:
     """Run the agents `names` (every enabled one if there are none) and return the exit code.
 
+    While a daemon runs, it is the one that runs them.
+
     Raises:
         SettingsError: the configuration cannot work; nothing was run.
         click.UsageError: there is no agent of such a name; nothing was run.
+        ControlError: a daemon runs and takes no commands of ours; nothing was run.
     """
+    from daemon.control.reach import signs_of  # noqa: PLC0415 - beside what it is needed for
+
     settings = call.settings(check_agents=True)
     _check_names(settings, names)
     screen = call.screen()
-    selection, results = _run_agents(call, settings, screen, tuple(dict.fromkeys(names)))
-    waiting = [status for status in ProposalStatus if status.is_open]
-    found = call.with_runtime(lambda runtime: runtime.proposals.list(status=waiting, limit=None))
-    new = {proposal.id for result in results for proposal in result.proposals}
-    proposals = sorted(found, key=lambda proposal: (proposal.id not in new, proposal.id or 0))
-    if screen.as_json:
-        screen.data(_report(selection, results, proposals))
+    agents, signs = tuple(dict.fromkeys(names)), signs_of(settings)
+    if signs.runs:
+        model, results = _have_run(call, settings, signs, screen, agents)
     else:
-        _show(screen, results, proposals)
+        model, results = _run_agents(call, settings, screen, agents)
+    proposals = call.with_runtime(lambda runtime: open_proposals(runtime, results))
+    if screen.as_json:
+        screen.data(report(model, results, proposals))
+    else:
+        show_results(screen, results, proposals)
     succeeded = all(result.outcome == "succeeded" for result in results)
     return ExitCode.OK if succeeded else ExitCode.FAILED
+
+
+def _have_run(
+    call: Invocation, settings: Settings, signs: Signs, screen: Screen, names: Sequence[str]
+) -> tuple[dict[str, Any] | None, list[RunResult]]:
+    """Have the daemon run them, beside what it runs by itself."""
+
+    async def work(daemon: RemoteRuntime) -> tuple[dict[str, Any] | None, list[RunResult]]:
+        model: dict[str, Any] | None = None
+        results: list[RunResult] = []
+        async for part in daemon.once(names):
+            if isinstance(part, Mapping):
+                model = dict(part)
+                _say_model(screen, model)
+            else:
+                results.append(part)
+        return model, results
+
+    model, results = call.with_daemon(settings, signs, work)
+    order = {name: place for place, name in enumerate(names or settings.enabled_agents)}
+    return model, sorted(results, key=lambda result: order.get(result.agent, len(order)))
 
 
 def _check_names(settings: Settings, names: Sequence[str]) -> None:
@@ -65,7 +94,7 @@ def _check_names(settings: Settings, names: Sequence[str]) -> None:
     from agents.errors import AgentNotFound  # noqa: PLC0415 - beside what it is needed for
     from agents.registry import AgentRegistry  # noqa: PLC0415 - loads the agents
 
-    registry = AgentRegistry(settings.daemon.plugin_dir)
+    registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
     for name in names:
         try:
             registry.get(name)
@@ -76,7 +105,7 @@ def _check_names(settings: Settings, names: Sequence[str]) -> None:
 
 def _run_agents(
     call: Invocation, settings: Settings, screen: Screen, names: Sequence[str]
-) -> tuple[Selection | None, list[RunResult]]:
+) -> tuple[dict[str, Any] | None, list[RunResult]]:
     import daemon.store.runs  # noqa: F401, PLC0415 - loads SQLAlchemy, before the event loop starts
     from daemon.observability.logging import EventLog  # noqa: PLC0415 - loads structlog
     from daemon.scheduler import AgentScheduler  # noqa: PLC0415 - loads the scheduler
@@ -93,7 +122,8 @@ def _run_agents(
         for warning in settings.warnings:
             _log.warning("%s", warning)
         results = run(work())
-    return scheduler.selection, results
+    selection = scheduler.selection
+    return None if selection is None else selection_data(selection), results
 
 
 async def _show_model(screen: Screen, scheduler: AgentScheduler, runs: asyncio.Future[Any]) -> None:
@@ -103,24 +133,40 @@ async def _show_model(screen: Screen, scheduler: AgentScheduler, runs: asyncio.F
     while scheduler.selection is None and not runs.done():
         await asyncio.wait({runs}, timeout=0.02)
     if scheduler.selection is not None:
-        screen.line(scheduler.selection.reason, "bold")
-        for passed in scheduler.selection.considered:
-            screen.line(f"  {passed}", "dim")
-        screen.line()
+        _say_model(screen, selection_data(scheduler.selection))
 
 
-def _report(
-    selection: Selection | None, results: Sequence[RunResult], proposals: Sequence[Proposal]
+def _say_model(screen: Screen, model: Mapping[str, Any]) -> None:
+    if screen.as_json:
+        return
+    screen.line(model["reason"], "bold")
+    for passed in model["considered"]:
+        screen.line(f"  {passed}", "dim")
+    screen.line()
+
+
+async def open_proposals(runtime: Runtime, results: Sequence[RunResult]) -> list[Proposal]:
+    """The proposals that wait, those of these runs first."""
+    waiting = [status for status in ProposalStatus if status.is_open]
+    found = await runtime.proposals.list(status=waiting, limit=None)
+    new = {proposal.id for result in results for proposal in result.proposals}
+    return sorted(found, key=lambda proposal: (proposal.id not in new, proposal.id or 0))
+
+
+def report(
+    model: Mapping[str, Any] | None, results: Sequence[RunResult], proposals: Sequence[Proposal]
 ) -> dict[str, Any]:
+    """What runs came to, as `--json` says it."""
     made = {proposal.id for result in results for proposal in result.proposals}
     return {
-        "model": None if selection is None else selection_data(selection),
+        "model": model,
         "runs": [run_data(result) for result in results],
         "proposals": [{**proposal_data(p), "new": p.id in made} for p in proposals],
     }
 
 
-def _show(screen: Screen, results: Sequence[RunResult], proposals: Sequence[Proposal]) -> None:
+def show_results(screen: Screen, results: Sequence[RunResult], proposals: Sequence[Proposal]) -> None:
+    """What runs came to, and what waits for a decision now."""
     if not results:
         screen.line("No agent is enabled: give one a table such as [agents.matchmaker] in the configuration.")
         screen.line("`askfirst agents list` shows the agents there are.")

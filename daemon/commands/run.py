@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING
 
 import click
 
 from daemon.commands.base import Invocation, command_options, examples, pass_invocation
+
+if TYPE_CHECKING:
+    from daemon.settings import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +35,9 @@ def run_daemon(call: Invocation) -> int:
 
     Raises:
         SettingsError: the configuration cannot work; nothing was started.
+        DaemonRunning: another daemon uses the same data.
     """
+    _check_alone(call.settings())
     from daemon.app import Daemon  # noqa: PLC0415 - loads everything
     from daemon.lifecycle import run_process  # noqa: PLC0415 - see above
 
@@ -42,3 +48,12 @@ def run_daemon(call: Invocation) -> int:
     daemon = Daemon(settings, log_level="debug" if call.debug else None)  # it does its own logging
     # Not asyncio.run: an agent that ignores being cancelled must not keep the process alive.
     return run_process(daemon.run_until_stopped())
+
+
+def _check_alone(settings: Settings) -> None:
+    """Say so early when there is a daemon already; the daemon itself holds the lock that makes it sure."""
+    from daemon.control.lock import holder, running_already  # noqa: PLC0415 - beside what it is needed for
+
+    other = holder(settings.daemon.data_dir)
+    if other is not None:
+        raise running_already(settings.daemon.data_dir, other)

@@ -12,7 +12,7 @@ from daemon.render import Column, Screen, Style
 if TYPE_CHECKING:
     from agents.context import ModelCall
     from agents.proposal import Proposal
-    from daemon.events import RunResult
+    from daemon.events import DueTime, RunResult
     from llm import Selection
 
 
@@ -33,7 +33,18 @@ def proposal_data(proposal: Proposal) -> dict[str, Any]:
 def run_data(result: RunResult) -> dict[str, Any]:
     """A run with its length; its proposals as their numbers."""
     data = plain(result)
-    return {**data, "seconds": result.seconds, "proposals": [proposal.id for proposal in result.proposals]}
+    late = lateness(result)
+    return {
+        **data,
+        "seconds": result.seconds,
+        "late_seconds": None if late is None else late.total_seconds(),
+        "proposals": [proposal.id for proposal in result.proposals],
+    }
+
+
+def lateness(result: RunResult) -> timedelta | None:
+    """How long after its due time a run began, None of a run that was for none."""
+    return None if result.due is None else result.started_at - result.due
 
 
 def selection_data(selection: Selection) -> dict[str, Any]:
@@ -63,6 +74,13 @@ def until(at: datetime | None, now: datetime) -> str:
         return ""
     distance = at - now
     return f"in {_rough(distance)}" if distance >= timedelta(0) else f"{_rough(-distance)} ago"
+
+
+def rough(span: timedelta | None) -> str:
+    """A length of time to one unit, such as "3 h"; empty for None."""
+    if span is None:
+        return ""
+    return _rough(span) if span >= timedelta(0) else f"-{_rough(-span)}"
 
 
 def _rough(span: timedelta) -> str:
@@ -144,6 +162,26 @@ def run_remarks(result: RunResult) -> list[str]:
     remarks += [f"{result.agent}: {count} {words}" for count, words in held if count]
     remarks += [f"{result.agent}: {note}" for note in result.notes]
     return remarks
+
+
+DUE_COLUMNS = (
+    Column("due (UTC)"),
+    Column("times", right=True),
+    Column("agent", style="bold"),
+    Column("fate"),
+    Column("why, or the run"),
+)
+
+
+def due_cells(due: DueTime) -> tuple[object, ...]:
+    """Due times of one fate as the cells of `DUE_COLUMNS`; of several the newest one is shown."""
+    return (moment(due.last), due.count, due.agent, due.fate.value, _led_to(due))
+
+
+def _led_to(due: DueTime) -> str:
+    if due.run_id is None:
+        return due.reason
+    return f"{due.reason} ({due.run_id})" if due.reason else due.run_id
 
 
 def show_call(screen: Screen, call: ModelCall, *, verbose: bool) -> None:

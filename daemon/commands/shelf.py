@@ -55,7 +55,7 @@ class Shelf:
     def __init__(self, settings: Settings) -> None:
         self.folder = settings.prompts_dir
         self._enabled = settings.enabled_agents
-        self._registry = AgentRegistry(settings.daemon.plugin_dir)
+        self._registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
 
     def entries(self) -> list[Entry]:
         """Every template, by agent and name."""

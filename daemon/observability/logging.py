@@ -63,13 +63,17 @@ class LogHandler(logging.Handler):
     Args:
         formatter: makes the line.
         sink: takes it.
+        cleaner: what the formatter keeps secrets out of the line with.
         journal: begin each line with its priority, for journald.
     """
 
-    def __init__(self, formatter: logging.Formatter, sink: LineSink, *, journal: bool = False) -> None:
+    def __init__(
+        self, formatter: logging.Formatter, sink: LineSink, cleaner: Cleaner, *, journal: bool = False
+    ) -> None:
         super().__init__()
         self.setFormatter(formatter)
         self.sink = sink
+        self.cleaner = cleaner
         self._journal = journal
         self._repeats = _Repeats()
 
@@ -165,7 +169,7 @@ def configure_logging(
     people = format == "console" or (format == "auto" and target.isatty())
     formatter = _formatter(cleaner, _console(target) if people else _json)
     sink = LineSink(target, notice=lambda n: _lost_notice(formatter, n))
-    handler = LogHandler(formatter, sink, journal=_is_journal(target))
+    handler = LogHandler(formatter, sink, cleaner, journal=_is_journal(target))
     return _install(handler, levels[level.upper()])
 
 
@@ -176,6 +180,25 @@ def _is_journal(stream: TextIO) -> bool:
     except (OSError, ValueError, AttributeError):
         return False
     return os.environ.get("JOURNAL_STREAM", "") == f"{state.st_dev}:{state.st_ino}"
+
+
+def adjust_logging(level: str, secrets: Iterable[str] = ()) -> None:
+    """Log from another level on, as `configure_logging` would, and keep more values out of the lines.
+
+    Args:
+        level: "debug", "info", "warning" or "error".
+        secrets: values that must never appear, besides those that are known.
+    """
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, LogHandler):
+            handler.cleaner.hide(secrets)
+    _set_level(logging.getLevelNamesMapping()[level.upper()])
+
+
+def _set_level(level: int) -> None:
+    logging.getLogger().setLevel(level)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(max(level, logging.WARNING))
 
 
 def dropped_lines() -> int:
@@ -189,9 +212,7 @@ def _install(handler: LogHandler, level: int) -> Callable[[], None]:
     before = (root.handlers[:], root.level, structlog.get_config())
     quiet = {name: logging.getLogger(name).level for name in QUIET}
     root.handlers[:] = [handler]
-    root.setLevel(level)
-    for name in QUIET:
-        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    _set_level(level)
     structlog.configure(
         processors=[
             structlog.stdlib.filter_by_level,

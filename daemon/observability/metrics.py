@@ -67,6 +67,10 @@ ProposalCounts = Mapping[tuple[str, ProposalStatus], int]
 """How many proposals there are for each pair of agent and status."""
 
 
+State = Callable[[], bool]
+"""Whether something holds at the moment."""
+
+
 class ClosedSet:
     """Label values that are allowed; the rest becomes `OTHER`."""
 
@@ -175,6 +179,16 @@ class Metrics:
             "When a run of the agent last succeeded, in seconds since 1970.",
             ("agent",),
         )
+
+    def read_state_from(self, storage_full: State, failing: Mapping[str, State]) -> None:
+        """Where it can be seen whether the disk is full, and which jobs of the program's own fail."""
+        text = "1 while no agent is run because the disk is nearly full."
+        full = Gauge("askfirst_storage_full", text, registry=self.registry)
+        full.set_function(storage_full)
+        text = "1 while the last try of the job failed: backup, retention."
+        jobs = self._gauge("askfirst_housekeeping_failing", text, ("job",))
+        for name, fails in failing.items():
+            jobs.labels(name).set_function(fails)
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(name, text, labels, registry=self.registry)

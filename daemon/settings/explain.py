@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from datetime import timedelta
+from datetime import datetime, time, timedelta, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from pydantic_core import PydanticUndefined
 from agents.config import AgentConfig
 from agents.durations import format_duration
 from agents.errors import AgentSettingsError
+from agents.schedule import BeforeEvent, QuietWindow
 from agents.words import nearest
 from daemon.errors import SettingsError, SettingsProblem
 from daemon.settings.backends import is_taken, values_of
@@ -228,13 +229,34 @@ def as_text(path: KeyPath, value: Any) -> str:
         return HIDDEN if value else NOT_SET
     if value is None or value == "":
         return NOT_SET
-    if isinstance(value, timedelta):
-        return format_duration(value)
-    if isinstance(value, BaseModel):
-        value = value.model_dump(mode="json")
-    if isinstance(value, tuple):
-        value = [format_duration(each) if isinstance(each, timedelta) else each for each in value]
+    value = _written(value)
     return str(value) if isinstance(value, str | Path) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _written(value: Any) -> Any:
+    """A value, and what is in it, as the file has it."""
+    if isinstance(value, tuple | list):
+        return [_written(each) for each in value]
+    return next((write(value) for kind, write in _WRITERS if isinstance(value, kind)), value)
+
+
+def _written_time(value: time) -> str:
+    return value.isoformat("auto" if value.second or value.microsecond else "minutes")
+
+
+def _written_before(value: BeforeEvent) -> Mapping[str, str]:
+    parts = {"calendar": value.calendar, "lead": format_duration(value.lead)}
+    return {**parts, "title": value.title} if value.title else parts
+
+
+_WRITERS: tuple[tuple[Any, Callable[[Any], Any]], ...] = (
+    (timedelta, format_duration),
+    (datetime, lambda value: value.isoformat(" ")),
+    (time, _written_time),
+    (tzinfo | QuietWindow, str),
+    (BeforeEvent, _written_before),
+    (BaseModel, lambda value: value.model_dump(mode="json")),
+)
 
 
 def schema() -> dict[str, Any]:

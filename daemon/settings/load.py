@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
@@ -29,6 +30,8 @@ _FOLDERS: Mapping[str, tuple[str, ...]] = {
     "daemon": ("data_dir", "plugin_dir", "prompts_dir"),
     "llm": ("cache_dir", "model_dir", "adapter_path", "usage_file", "api_key_file"),
 }
+_CALENDAR_PACKAGES = ("icalendar", "recurring_ical_events")
+_NO_CALENDARS = "calendars need packages that are not installed: pip install 'askfirst[agents]'"
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 
 
@@ -186,7 +189,7 @@ def _registry(values: Mapping[str, Any]) -> AgentRegistry:
     from agents.registry import AgentRegistry  # noqa: PLC0415 - needed by few commands
 
     daemon = values.get("daemon")
-    return AgentRegistry(daemon.plugin_dir if isinstance(daemon, DaemonSettings) else None)
+    return AgentRegistry(daemon.plugin_dir if isinstance(daemon, DaemonSettings) else None, apart=True)
 
 
 def _agent_problems(
@@ -206,7 +209,49 @@ def _agent_problems(
             problems.append(sources.problem(path, text))
         else:
             problems += _problems_of_agent(name, table, sources, registry)
+    return problems + _order_problems(tables, sources)
+
+
+def _order_problems(tables: Mapping[str, Any], sources: Sources) -> list[SettingsProblem]:
+    """What is wrong with `after`: agents that are not there, and agents in a circle."""
+    before = {name: _names_before(table) for name, table in tables.items() if isinstance(table, Mapping)}
+    problems = [
+        sources.problem(
+            ("agents", name, "after"),
+            f"there is no table [agents.{other}], so {other!r} never runs; {nearest(other, before)}",
+        )
+        for name, others in before.items()
+        for other in others
+        if other not in tables
+    ]
+    told: set[str] = set()
+    for name in before:
+        circle = _circle(name, before)
+        if circle and told.isdisjoint(circle):
+            told.update(circle)
+            text = f"a circle, in which each run would bring the next for ever: {' after '.join(circle)}"
+            problems.append(sources.problem(("agents", name, "after"), text))
     return problems
+
+
+def _names_before(table: Mapping[str, Any]) -> tuple[str, ...]:
+    given = table.get("after", ())
+    names = given if isinstance(given, list | tuple) else (given,)
+    return tuple(name for name in names if isinstance(name, str) and NAME_PATTERN.fullmatch(name))
+
+
+def _circle(name: str, before: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The way from an agent back to itself, with its name at both ends; empty if there is none."""
+    ways: list[tuple[str, ...]] = [(name,)]
+    visited: set[str] = set()
+    for way in ways:  # grows meanwhile
+        for other in before.get(way[-1], ()):
+            if other == name:
+                return (*way, name)
+            if other not in visited:
+                visited.add(other)
+                ways.append((*way, other))
+    return ()
 
 
 def _problems_of_agent(
@@ -222,9 +267,11 @@ def _problems_of_agent(
         except AgentError as error:
             return [sources.problem(path, str(error))]
     try:
-        AgentConfig.from_table(name, table, kind)
+        config = AgentConfig.from_table(name, table, kind)
     except AgentSettingsError as error:
         return [sources.problem((*path, *_parts(key)), message) for key, message in error.problems]
+    if kind is not None and config.before is not None and not all(map(find_spec, _CALENDAR_PACKAGES)):
+        return [sources.problem((*path, "before"), _NO_CALENDARS)]
     return []
 
 

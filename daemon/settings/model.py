@@ -368,6 +368,12 @@ class DaemonSettings(Section):
         timedelta(seconds=1),
         description="an agent that keeps the whole program from its work for so long is named in the log",
     )
+    control_group: Text | None = Field(
+        None,
+        min_length=1,
+        description="group of users whose commands the running daemon takes, each under their login name; "
+        "unset: only its own user's and root's",
+    )
 
     @field_validator("timezone")
     @classmethod
@@ -513,6 +519,11 @@ class Settings(BaseModel):
     def prompts_dir(self) -> Path:
         """The folder of the owner's own prompt templates, whether it exists or not."""
         return self.daemon.prompts_dir or self.base_dir / "prompts"
+
+    @property
+    def backup_dir(self) -> Path:
+        """The folder of the backups, whether it exists or not."""
+        return self.backup.dir or self.daemon.data_dir / "backups"
 
     @property
     def enabled_agents(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import Select, case, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -51,31 +51,57 @@ class DueTimeStore:
             moment: datetime | None = (await connection.execute(query)).scalar_one()
             return moment
 
-    async def list(self, agent: str | None = None, limit: int | None = 50) -> tuple[DueTime, ...]:
+    async def newest(self, now: datetime) -> dict[str, tuple[datetime | None, datetime]]:
+        """Of each agent: its newest settled due time not after `now`, None without one, and its newest.
+
+        They differ where a clock was wrong: it recorded due times that have not come yet.
+        """
+        last = case((due_times.c.last <= now, due_times.c.last), else_=due_times.c.due)
+        past = func.max(case((due_times.c.due <= now, last)))
+        query = select(due_times.c.agent, past, func.max(due_times.c.last)).group_by(due_times.c.agent)
+        async with self._database.read() as connection:
+            return {agent: (before, newest) for agent, before, newest in await connection.execute(query)}
+
+    async def list(
+        self, agent: str | None = None, limit: int | None = 50, *, fate: Fate | None = None
+    ) -> tuple[DueTime, ...]:
         """Due times, the newest first.
 
         Args:
             agent: only those of this agent.
             limit: at most so many, None for all.
+            fate: only those that this became of.
         """
         query = select(due_times).order_by(due_times.c.due.desc(), due_times.c.agent).limit(limit)
-        return await self._load(query if agent is None else query.where(due_times.c.agent == agent))
+        if agent is not None:
+            query = query.where(due_times.c.agent == agent)
+        if fate is not None:
+            query = query.where(due_times.c.fate == fate.value)
+        return await self._load(query)
 
     async def forget(self, connection: AsyncConnection, before: datetime, limit: int) -> int:
         """Delete up to `limit` that are older than `before`, but each agent's newest; returns how many."""
-        table = due_times.alias()
-        latest = select(func.max(table.c.due)).where(table.c.agent == due_times.c.agent).scalar_subquery()
-        old = select(due_times.c.agent, due_times.c.due).where(
-            due_times.c.last < before, due_times.c.due < latest
-        )
-        keys = (await connection.execute(old.limit(limit))).all()
+        keys = (await connection.execute(_older_than(before).limit(limit))).all()
         for agent, due in keys:
             await connection.execute(
                 delete(due_times).where(due_times.c.agent == agent, due_times.c.due == due)
             )
         return len(keys)
 
+    async def any_before(self, before: datetime) -> bool:
+        """Whether `forget` would find something."""
+        async with self._database.read() as connection:
+            return (await connection.execute(_older_than(before).limit(1))).first() is not None
+
     async def _load(self, query: Any) -> tuple[DueTime, ...]:
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).mappings().all()
         return tuple(DueTime(**{**row, "fate": Fate(row["fate"])}) for row in rows)
+
+
+def _older_than(before: datetime) -> Select[Any]:
+    table = due_times.alias()
+    latest = select(func.max(table.c.due)).where(table.c.agent == due_times.c.agent).scalar_subquery()
+    return select(due_times.c.agent, due_times.c.due).where(
+        due_times.c.last < before, due_times.c.due < latest
+    )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -12,11 +14,11 @@ from sqlalchemy import URL, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from daemon.errors import StoreError
-from daemon.store.faults import breaks_connection, translated
+from daemon.errors import StoreError, StoreFull
+from daemon.store.faults import breaks_connection, is_full, makes_doubtful, translated
 from daemon.store.files import private_folder
 from daemon.store.locks import FileLock, LockBusy
-from daemon.store.migrations import no_database, prepare
+from daemon.store.migrations import look_through, no_database, prepare
 from daemon.store.sqlite import (
     BUSY_SECONDS,
     CONNECT_ARGS,
@@ -30,7 +32,11 @@ from daemon.store.uncancelled import Undisturbed, finished
 OPEN_SECONDS = 60.0
 """How long `open` waits for another program that is making or migrating the same database."""
 
+GIVE_UP_AFTER = 5
+"""So many writes in a row that the disk failed, and the program had better start anew."""
+
 _READERS = 2
+_log = logging.getLogger(__name__)
 
 _COMMITTED = "the transaction was committed before the cancellation took effect"
 
@@ -46,11 +52,17 @@ class Database:
     Attributes:
         path: the file.
         instance_id: its name for life, also written to the file `instance` beside it.
+        on_full: awaited when a write failed because the disk is full, before that is raised; may make room.
+        given_up: set when the disk failed `GIVE_UP_AFTER` writes in a row; a new start may help.
     """
 
     def __init__(self, path: Path, instance_id: str) -> None:
         self.path = path
         self.instance_id = instance_id
+        self.on_full: Callable[[], Awaitable[None]] | None = None
+        self.given_up = asyncio.Event()
+        self._doubtful = False
+        self._failures = 0
         self._turn = asyncio.Lock()
         # SQLite before 3.51.3 can corrupt a WAL database when one connection writes while another checkpoints
         # (sqlite.org/wal.html#walresetbug), so all programs write, and thereby checkpoint, behind one lock.
@@ -95,8 +107,32 @@ class Database:
         """
         async with self._turn, self._exclusively():
             with translated(self.path):
-                async with _transaction(await self._writer.connect()) as connection:
-                    yield connection
+                try:
+                    await self._look_again()
+                    async with _transaction(await self._writer.connect()) as connection:
+                        yield connection
+                except (SQLAlchemyError, sqlite3.Error, StoreError) as error:
+                    await self._take_note(error)
+                    raise
+            self._failures = 0
+
+    async def _look_again(self) -> None:
+        """After an error that may have damaged the file, look through all of it before writing again."""
+        if self._doubtful:
+            await finished(asyncio.to_thread(look_through, self.path))
+            self._doubtful = False
+            _log.warning("the database was looked through after an error of the disk: it is sound")
+
+    async def _take_note(self, error: Exception) -> None:
+        if isinstance(error, StoreFull) or is_full(self.path, error):
+            if self.on_full is not None:
+                await self.on_full()
+        elif self._doubtful or makes_doubtful(error):
+            self._doubtful = True
+            self._failures += 1
+            if self._failures == GIVE_UP_AFTER:
+                _log.error("the disk failed %d writes to %s in a row", self._failures, self.path)
+                self.given_up.set()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -106,8 +142,14 @@ class Database:
             StoreError: the database cannot be read; the message says why and what to do.
         """
         with translated(self.path):
-            async with self._reader.connect() as connection, connection.begin():
-                yield connection
+            async with self._reader.connect() as connection:
+                try:
+                    async with connection.begin():
+                        yield connection
+                except SQLAlchemyError as error:
+                    if breaks_connection(error):
+                        await connection.invalidate()
+                    raise
 
     async def aclose(self) -> None:
         """Close every connection, the writer last: the last one to close writes the WAL back."""

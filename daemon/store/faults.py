@@ -9,7 +9,8 @@ from pathlib import Path
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 
-from daemon.errors import StoreError
+from daemon.errors import StoreError, StoreFull
+from daemon.store.files import out_of_room
 
 _LOCKED = "another program has locked it for too long; close that program, or try again in a moment"
 _FOREIGN = "it cannot be opened; check who owns the file and its folder"
@@ -29,11 +30,16 @@ _WAYS_OUT = {
     "aside, check the disk, and restore a backup if it does not open on a sound disk either",
     "SQLITE_NOTADB": "it is no SQLite database, or its beginning is damaged; it was left as it is. Move it "
     "away or restore a backup",
+    "SQLITE_INTERRUPT": "the program is being stopped",
     "SQLITE_TOOBIG": "something is too large to be kept",
     "SQLITE_CONSTRAINT": "what was to be written contradicts what is there; nothing was written",
 }
 
 _LOST_CONNECTION = ("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_FULL", "SQLITE_CANTOPEN")
+_DOUBTFUL = ("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB")
+
+# A full disk is not always called FULL: there may be no room for the shared memory beside the WAL.
+_FAILED_WRITE = ("SQLITE_IOERR", "SQLITE_CANTOPEN")
 
 
 @contextmanager
@@ -50,8 +56,22 @@ def breaks_connection(error: BaseException) -> bool:
     return _code(error).startswith(_LOST_CONNECTION)
 
 
+def makes_doubtful(error: BaseException) -> bool:
+    """Whether the file may not be as it should after this error, so that it has to be looked through."""
+    return _code(error).startswith(_DOUBTFUL)
+
+
+def is_full(path: Path, error: BaseException) -> bool:
+    """Whether the error means that the disk is full, whatever SQLite called it."""
+    code = _code(error)
+    return code == "SQLITE_FULL" or (code.startswith(_FAILED_WRITE) and out_of_room(path.parent))
+
+
 def _store_error(path: Path, error: SQLAlchemyError | sqlite3.Error) -> StoreError:
     code = _code(error)
+    if is_full(path, error):
+        way_out = _WAYS_OUT["SQLITE_FULL"]
+        return StoreFull(f"the database {path} cannot be used: {way_out} ({code})")
     for name, way_out in _WAYS_OUT.items():
         if code.startswith(name):
             return StoreError(f"the database {path} cannot be used: {way_out} ({code})")

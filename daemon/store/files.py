@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+import shutil
 import stat
 from pathlib import Path
 
@@ -19,9 +20,20 @@ _OTHERS = 0o077
 MARKER = "instance"
 """File beside the database that holds its instance id: it tells of a database that was lost or emptied."""
 
+FULL_BELOW = 1024 * 1024
+"""With fewer bytes than this on a disk it counts as full, whatever a failed write was called."""
+
+RESERVE = "reserve"
+"""File beside the database that keeps some room on the disk for it."""
+
+DAEMON_LOCK = "daemon.lock"
+"""File beside the database that a running daemon holds locked; it holds the daemon's process number."""
+
 _LEDGER = ("llm_usage.sqlite3", "llm_usage.sqlite3-wal", "llm_usage.sqlite3-shm")
 # What the data folder may hold although another program or an earlier start made it with a loose mode.
-_OURS = frozenset({MARKER, "agents", "llm_cache", "locks", "lost+found", "plugins", *_LEDGER})
+_CONTROL = ("control.path", "control.sock", DAEMON_LOCK)
+_PARTS = ("agents", "backups", "hooks", "llm_cache", "locks", "lost+found", "plugins")
+_OURS = frozenset({MARKER, RESERVE, *_PARTS, *_CONTROL, *_LEDGER})
 
 
 def private_folder(folder: Path, database: str) -> None:
@@ -62,7 +74,7 @@ def private_subfolder(folder: Path, name: str) -> Path:
     try:
         if not path.is_dir():
             path.mkdir(mode=_FOLDER_MODE, exist_ok=True)
-            _hand_over(path, folder)
+            hand_over(path, folder)
     except OSError as error:
         msg = f"{path} cannot be made: {error.strerror}; check who owns {folder} and the disk"
         raise StoreError(msg) from error
@@ -98,7 +110,7 @@ def open_private(path: Path, flags: int = 0) -> int:
     state = os.fstat(descriptor)
     if stat.S_IMODE(state.st_mode) != _FILE_MODE and state.st_uid == os.geteuid():
         os.fchmod(descriptor, _FILE_MODE)
-    _hand_over(descriptor, path.parent)
+    hand_over(descriptor, path.parent)
     return descriptor
 
 
@@ -126,6 +138,27 @@ def write_marker(folder: Path, instance_id: str) -> None:
     finally:
         os.close(descriptor)
     draft.replace(folder / MARKER)
+
+
+def out_of_room(folder: Path) -> bool:
+    """Whether the disk of `folder` has less than `FULL_BELOW` bytes left; blocks."""
+    try:
+        return shutil.disk_usage(folder).free < FULL_BELOW
+    except OSError:
+        return False
+
+
+def flush_folder(folder: Path) -> None:
+    """Make sure that what was renamed or removed in `folder` is so after a power cut too.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_owner(path: Path, state: os.stat_result) -> None:
@@ -166,7 +199,7 @@ def _tighten(path: Path, mode: int) -> None:
     _log.warning("%s was open to other users (mode %04o); it is %04o now", path, before, mode)
 
 
-def _hand_over(made: int | Path, folder: Path) -> None:
+def hand_over(made: int | Path, folder: Path) -> None:
     """What root makes in the folder of the service's user must stay usable for that user."""
     if os.geteuid() != 0:
         return

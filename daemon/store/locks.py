@@ -6,8 +6,8 @@ import asyncio
 import fcntl
 import os
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 from daemon.store.files import open_private, private_subfolder
@@ -15,6 +15,9 @@ from daemon.store.uncancelled import Undisturbed
 
 _SHORTEST_WAIT = 0.001
 _LONGEST_WAIT = 0.02
+
+
+_own: set[int] = set()
 
 
 class LockBusy(Exception):
@@ -83,3 +86,26 @@ def _try(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def not_inherited(descriptor: int) -> Iterator[None]:
+    """Close it in every process that is forked meanwhile, which would keep the lock after we are dead.
+
+    A program that is started (exec) does not have it anyway.
+    """
+    _own.add(descriptor)
+    try:
+        yield
+    finally:
+        _own.discard(descriptor)
+
+
+def _close_in_child() -> None:
+    for descriptor in _own:
+        with suppress(OSError):
+            os.close(descriptor)  # a lock ends with its last descriptor, so that of the parent stays
+    _own.clear()
+
+
+os.register_at_fork(after_in_child=_close_in_child)

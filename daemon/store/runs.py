@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Select, insert, select
+from sqlalchemy import Select, func, insert, select
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -45,11 +45,16 @@ class RunStore:
         Raises:
             DaemonError: there is none.
         """
-        found = await self._load(select(runs).where(runs.c.id == run_id))
-        if not found:
+        found = await self.find(run_id)
+        if found is None:
             msg = f"there is no run {run_id!r}; 'askfirst runs list' shows those there are"
             raise DaemonError(msg)
-        return found[0]
+        return found
+
+    async def find(self, run_id: str) -> RunResult | None:
+        """As `get`, but None if there is none."""
+        found = await self._load(select(runs).where(runs.c.id == run_id))
+        return found[0] if found else None
 
     async def list(self, agent: str | None = None, limit: int | None = 50) -> tuple[RunResult, ...]:
         """Runs with their proposals as they stand now, the newest first.
@@ -60,6 +65,11 @@ class RunStore:
         """
         query = select(runs).order_by(runs.c.id.desc()).limit(limit)
         return await self._load(query if agent is None else query.where(runs.c.agent == agent))
+
+    async def newest(self) -> dict[str, RunResult]:
+        """The newest run of each agent."""
+        newest = select(func.max(runs.c.id)).group_by(runs.c.agent)
+        return {run.agent: run for run in await self._load(select(runs).where(runs.c.id.in_(newest)))}
 
     async def calls_of(self, run_id: str) -> tuple[ModelCall, ...]:
         """The model calls of a run, the first one first."""

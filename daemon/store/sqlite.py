@@ -15,6 +15,10 @@ default, statements of a migration are committed one by one, and a kill leaves h
 
 _WAL_LIMIT = 4 * 1024 * 1024
 
+# What is sorted here is a few columns of a few thousand rows: memory for that costs less than writing it to
+# the SD card, and a full /tmp, which is often the same disk, keeps nobody from reading.
+_TEMPORARY = "temp_store=MEMORY"
+
 
 class DbapiConnection(Protocol):
     """The part of a DBAPI connection that is used here; SQLAlchemy's for aiosqlite has it too."""
@@ -32,13 +36,14 @@ def set_up_writer(connection: DbapiConnection, record: object) -> None:
         "synchronous=FULL",
         "foreign_keys=ON",
         f"journal_size_limit={_WAL_LIMIT}",
+        _TEMPORARY,
     )
 
 
 def set_up_reader(connection: DbapiConnection, record: object) -> None:
     """A reader never writes and never checkpoints: only the writer does, one at a time."""
     del record
-    _pragmas(connection, "query_only=ON", "wal_autocheckpoint=0")
+    _pragmas(connection, "query_only=ON", "wal_autocheckpoint=0", _TEMPORARY)
 
 
 def set_up_migration(connection: DbapiConnection, record: object) -> None:

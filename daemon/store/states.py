@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import select
+from sqlalchemy import RowMapping, select
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -19,15 +19,25 @@ class StateStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def get(self, agent: str) -> AgentStatus:
-        """The agent's state; an active one if nothing is known of it."""
-        return (await self.all()).get(agent, AgentStatus(agent=agent))
+    async def get(self, agent: str, connection: AsyncConnection | None = None) -> AgentStatus:
+        """The agent's state; an active one if nothing is known of it.
+
+        Args:
+            agent: the agent.
+            connection: the transaction in which to look, None for one of its own.
+        """
+        if connection is None:
+            async with self._database.read() as own:
+                return await self.get(agent, own)
+        query = select(agent_states).where(agent_states.c.agent == agent)
+        row = (await connection.execute(query)).mappings().one_or_none()
+        return AgentStatus(agent=agent) if row is None else _from_row(row)
 
     async def all(self) -> dict[str, AgentStatus]:
         """The state of every agent of which one is kept, by name."""
         async with self._database.read() as connection:
             rows = (await connection.execute(select(agent_states))).mappings().all()
-        return {row["agent"]: AgentStatus(**{**row, "state": AgentState(row["state"])}) for row in rows}
+        return {row["agent"]: _from_row(row) for row in rows}
 
     async def save(self, connection: AsyncConnection, status: AgentStatus) -> None:
         """Write an agent's state, in place of what was known of it."""
@@ -40,3 +50,7 @@ class StateStore:
         """As `save`, in a transaction of its own."""
         async with self._database.write() as connection:
             await self.save(connection, status)
+
+
+def _from_row(row: RowMapping) -> AgentStatus:
+    return AgentStatus(**{**row, "state": AgentState(row["state"])})

@@ -245,6 +245,7 @@ agent_states = Table(
     Column("by", Text, nullable=False),
     Column("since", UTCDateTime),
     Column("failures", Integer, nullable=False),
+    Column("model_failures", Integer, nullable=False),
     Column("held_until", UTCDateTime),
     Column("held_because", Text, nullable=False),
     Column("config_digest", Text, nullable=False),

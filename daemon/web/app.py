@@ -8,14 +8,19 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from daemon.web.guard import HostGuard
+from daemon.web.hooks import Hooks
 from daemon.web.ops import Operations
 
 
-def build_app(operations: Operations, *, allowed_hosts: Iterable[str] = ()) -> ASGIApp:
+def build_app(
+    operations: Operations, *, hooks: Hooks | None = None, allowed_hosts: Iterable[str] = ()
+) -> ASGIApp:
     """The ASGI application.
 
     Args:
         operations: what /metrics and the health endpoints show.
+        hooks: what webhooks do, None for no webhooks.
         allowed_hosts: names by which it may be called besides those of loopback.
     """
-    return HostGuard(Starlette(routes=operations.routes()), allowed_hosts)
+    routes = [*operations.routes(), *(hooks.routes() if hooks is not None else ())]
+    return HostGuard(Starlette(routes=routes), allowed_hosts)

@@ -86,10 +86,9 @@ class Askfirst:
     """Our agenda, crew and timer, as the daemon puts them together, without agents and database."""
 
     def __init__(self, fire: Fire, agents: int) -> None:
-        from daemon.timing import Timing
-
         from daemon.crew import Crew
         from daemon.scheduler import Timer
+        from daemon.timing import Timing
 
         async def call(turn: Any) -> None:
             await fire(int(turn.agent))

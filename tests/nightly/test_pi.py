@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.nightly, pytest.mark.timeout(3600)]
 
 CONFIGURATION = """
 [daemon]
-data_dir = "/root/data"
+data_dir = "/var/lib/askfirst/data"
 
 [web]
 port = 0
@@ -26,15 +26,16 @@ port = 0
 [agents.matchmaker]
 every = "1s"
 source = "csv"
-folder = "/root/examples"
+folder = "/var/lib/askfirst/examples"
 """
-CONFIG = ("--config", "/root/askfirst.toml")
+CONFIG = ("--config", "/var/lib/askfirst/askfirst.toml")
 
 
 @pytest.fixture(scope="module")
 def pi() -> Pi:
     made = a_pi()
-    home = made.root / "root"
+    home = made.root / "var" / "lib" / "askfirst"
+    home.mkdir(parents=True, exist_ok=True)
     for name in ("data", "examples"):
         shutil.rmtree(home / name, ignore_errors=True)
     shutil.copytree(ROOT / "config" / "examples", home / "examples")

@@ -35,7 +35,12 @@ class Pi:
 
     def command(self, *arguments: str, environment: Mapping[str, str] | None = None) -> list[str]:
         """A command line that runs `askfirst` on the Pi, in a mount namespace of its own."""
-        variables = {"PYTHONPATH": f"/{SITE}", "HOME": "/root", "LANG": "C.UTF-8", "LLM_BACKEND": "mock"}
+        variables = {
+            "PYTHONPATH": f"/{SITE}",
+            "HOME": "/var/lib/askfirst",
+            "LANG": "C.UTF-8",
+            "LLM_BACKEND": "mock",
+        }
         given = [f"{name}={value}" for name, value in {**variables, **(environment or {})}.items()]
         mounts = 'mount -t proc proc proc && mount --rbind /dev dev && exec chroot . "$@"'
         inner = [

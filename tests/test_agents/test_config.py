@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
-from datetime import timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import AliasChoices, AliasPath, BaseModel, ConfigDict, Field
@@ -13,6 +14,7 @@ from agents.base import BaseAgent
 from agents.config import AgentConfig
 from agents.errors import AgentSettingsError
 from agents.proposal import Approvers, Proposal
+from agents.schedule import At, BeforeEvent, Cron, Every, QuietWindow, Schedule
 
 
 class Plain(BaseAgent):
@@ -75,6 +77,128 @@ def test_a_table_says_how_an_agent_is_run_and_keeps_its_own_settings() -> None:
     )
 
 
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+def test_a_table_says_when_an_agent_is_due_and_what_holds_it() -> None:
+    text = """
+    cron = " 0  7 * * mon-fri "
+    schedule_timezone = "Europe/Berlin"
+    after = "first"
+    watch = ["inbox", "*.csv"]
+    webhook = true
+    before = { calendar = "events.ics", lead = "2h", title = " party " }
+    jitter = "5m"
+    quiet = "sat,sun 00:00-24:00"
+    catch_up = "all"
+    max_lateness = "1h"
+    priority = -3
+    backoff = ["1m", "1h"]
+    quarantine_after = 3
+    ping_url = "https://hc.example/uuid"
+    isolation = "process"
+    max_memory_mb = 512
+    max_cpu = "30s"
+    max_bytes = 1000
+    """
+    config = AgentConfig.from_table("pantry", tomllib.loads(text))
+    weekend = QuietWindow(frozenset({5, 6}), 0, 1440)
+    before = BeforeEvent("events.ics", timedelta(hours=2), "party")
+    assert config == AgentConfig(
+        name="pantry",
+        every=None,
+        cron="0 7 * * mon-fri",
+        schedule_timezone=BERLIN,
+        after=("first",),
+        watch=("inbox", "*.csv"),
+        webhook=True,
+        before=before,
+        jitter=timedelta(minutes=5),
+        quiet=(weekend,),
+        catch_up="all",
+        max_lateness=timedelta(hours=1),
+        priority=-3,
+        backoff=(timedelta(minutes=1), timedelta(hours=1)),
+        quarantine_after=3,
+        ping_url="https://hc.example/uuid",
+        isolation="process",
+        max_memory_mb=512,
+        max_cpu=timedelta(seconds=30),
+        max_bytes=1000,
+    )
+    assert config.schedule == Schedule(
+        timed=(Cron("0 7 * * mon-fri", BERLIN),),
+        after=("first",),
+        watch=("inbox", "*.csv"),
+        webhook=True,
+        before=before,
+        quiet=(weekend,),
+        zone=BERLIN,
+        jitter=timedelta(minutes=5),
+        catch_up="all",
+        max_lateness=timedelta(hours=1),
+        priority=-3,
+    )
+
+
+def test_the_interval_counts_only_where_nothing_else_makes_an_agent_due() -> None:
+    for table in ({"cron": "0 7 * * *"}, {"at": "07:30"}, {"after": "x"}, {"watch": "x"}, {"webhook": True}):
+        assert AgentConfig.from_table("plain", table, Plain).every is None, table
+    for table in ({"webhook": False}, {"after": []}, {"quiet": "22:00-07:00"}):
+        assert AgentConfig.from_table("plain", table, Plain).every == timedelta(hours=2), table
+    both = AgentConfig.from_table("plain", {"every": "5m", "watch": "inbox"}, Plain)
+    assert (both.schedule.timed, both.schedule.watch) == ((Every(timedelta(minutes=5)),), ("inbox",))
+
+
+def test_moments_and_times_of_day_are_read_in_every_form() -> None:
+    text = """
+    schedule_timezone = "Europe/Berlin"
+    at = [
+        2026-12-24T18:00:00Z, 2026-12-25 09:00:00, 2026-12-31, "2027-01-01 00:00+02:00",
+        07:30:00, "18:00", "7:05",
+    ]
+    """
+    config = AgentConfig.from_table("pantry", tomllib.loads(text))
+    assert config.at[4:] == (time(7, 30), time(18), time(7, 5))
+    moments, *daily = config.schedule.timed
+    assert moments == At(
+        (
+            datetime(2026, 12, 24, 18, tzinfo=UTC),
+            datetime(2026, 12, 25, 8, tzinfo=UTC),
+            datetime(2026, 12, 30, 23, tzinfo=UTC),
+            datetime(2026, 12, 31, 22, tzinfo=UTC),
+        )
+    )
+    assert daily == [Cron(f"{each} * * *", BERLIN) for each in ("30 7", "0 18", "5 7")]
+
+
+def test_one_value_stands_for_a_list_of_one_and_an_empty_list_for_none() -> None:
+    one = AgentConfig.from_table("pantry", {"backoff": "5m", "watch": "inbox", "quiet": "22:00-07:00"})
+    assert (one.backoff, one.watch, len(one.quiet)) == ((timedelta(minutes=5),), ("inbox",), 1)
+    none = AgentConfig.from_table("pantry", {"backoff": [], "quiet": []})
+    assert (none.backoff, none.quiet) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "said"),
+    [
+        ({"every": "1h", "cron": "0 7 * * *"}, "cron", "every and cron are both set; keep one of them"),
+        ({"every": "1h", "at": "07:30"}, "at", "every and at are both set"),
+        ({"cron": "0 7 * * *", "at": "07:30"}, "at", "cron and at are both set"),
+        ({"every": "1m", "jitter": "2m"}, "jitter", "must not be longer than every, 1m"),
+        ({"quiet": ["22:00-07:00", "07:00-22:00"]}, "quiet", "leaves no minute of the week"),
+    ],
+)
+def test_what_cannot_work_together_is_said(table: dict[str, Any], key: str, said: str) -> None:
+    (found,) = problems_of(table).items()
+    assert found[0] == key
+    assert said in found[1]
+
+
+def test_the_address_of_a_check_is_a_secret_and_is_not_repeated() -> None:
+    assert "s3cret" not in problems_of({"ping_url": "hc.example/s3cret"})["ping_url"]
+
+
 def test_values_that_are_what_they_shall_become_are_taken() -> None:
     table = {"expires_after": timedelta(hours=5), "approvers": Approvers(people=("ana",))}
     config = AgentConfig.from_table("pantry", table)
@@ -114,6 +238,50 @@ def test_the_agent_says_how_often_it_is_run_unless_the_table_does() -> None:
         ("approvers.people", {"people": [" "]}, "a list of names"),
         ("approvers.quorum", {"quorum": 0}, "a whole number of 1 or more"),
         ("approvers.poeple", {"poeple": ["ana"]}, "did you mean 'people'?"),
+        ("cron", "0 7 * *", "needs five fields"),
+        ("cron", "99 7 * * *", "bad minute"),
+        ("cron", 7, "must be a text, not 7"),
+        ("at", "soon", 'a moment such as "2026-12-24 18:00"'),
+        ("at", "2026", "a moment such as"),
+        ("at", "25:00", "a moment such as"),
+        ("at", 7, "a moment such as"),
+        ("at", True, "a moment such as"),
+        ("at", {"hour": 7}, "a moment or a list of them"),
+        ("at", ["07:30", "07:30:15"], "to the minute"),
+        ("at", "0001-01-01 00:00", "in the years 1970 to 9998"),
+        ("at", "9999-12-31", "in the years 1970 to 9998"),
+        ("schedule_timezone", "Berlin", "'Berlin' is no time zone"),
+        ("schedule_timezone", 2, "must be a text"),
+        ("after", "Not A Name", "the name of an agent"),
+        ("after", ["first", 2], "the name of an agent"),
+        ("watch", " ", "a text"),
+        ("watch", {"path": "x"}, "a path or a list of them"),
+        ("webhook", "yes", "true or false"),
+        ("before", "events.ics", 'a table such as { calendar = "events.ics", lead = "2h" }'),
+        ("before.calendar", {"lead": "2h"}, "is missing"),
+        ("before.lead", {"calendar": "events.ics"}, "is missing"),
+        ("before.lead", {"calendar": "events.ics", "lead": "soon"}, "'soon' is not a duration"),
+        ("before.lead", {"calendar": "events.ics", "lead": timedelta(-1)}, "0 or longer"),
+        ("before.title", {"calendar": "events.ics", "lead": "0s", "title": ""}, "a text"),
+        ("before.tilte", {"calendar": "a.ics", "lead": "0s", "tilte": "x"}, "did you mean 'title'?"),
+        ("jitter", "-5m", "'-5m' is not a duration"),
+        ("quiet", "at night", 'a time span such as "22:00-07:00"'),
+        ("quiet", ["22:00-07:00", 7], "a text"),
+        ("catch_up", "twice", "one of once, all, skip"),
+        ("catch_up", ["all"], "one of once, all, skip"),
+        ("max_lateness", "0s", "longer than 0"),
+        ("priority", 1001, "from -1000 to 1000"),
+        ("priority", 1.5, "from -1000 to 1000"),
+        ("priority", True, "from -1000 to 1000"),
+        ("backoff", ["30s", "0s"], "longer than 0"),
+        ("backoff", {"first": "30s"}, "a duration or a list of them"),
+        ("quarantine_after", 0, "a whole number of 1 or more"),
+        ("ping_url", "ftp://x", "begins with http:// or https://"),
+        ("ping_url", 7, "begins with http:// or https://"),
+        ("isolation", "thread", "one of process, none"),
+        ("max_memory_mb", 0, "a whole number of 1 or more"),
+        ("max_cpu", "0s", "longer than 0"),
+        ("max_bytes", "1 MB", "a whole number of 1 or more"),
     ],
 )
 def test_a_value_that_cannot_work_is_named_with_what_would(key: str, value: Any, said: str) -> None:

@@ -31,6 +31,7 @@ BREACHES = {
     "daemon/errors.py": ["daemon.events"],
     "daemon/events.py": [
         "llm.stores.base", "apscheduler", "prometheus_client", "sqlalchemy", "starlette", "click",
+        "watchfiles",
     ],
 }  # fmt: skip
 

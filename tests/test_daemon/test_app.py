@@ -102,7 +102,7 @@ async def test_it_runs_agents_serves_its_endpoints_and_says_so(
         ready = await client.get("/readyz")
         assert ready.status_code == 200
         checks = ready.json()["checks"]
-        assert set(checks) == {"database", "scheduler", "model"}
+        assert set(checks) == {"database", "scheduler", "storage", "model"}
         assert checks["database"]["detail"] == "1 proposals"
         assert (await client.get("/healthz")).status_code == 200
     assert found['askfirst_llm_prompt_tokens_total{backend="mock",model="mock"}'] > 0
@@ -171,7 +171,7 @@ async def test_a_taken_port_is_told_before_anything_else_happens(settings: Setti
         daemon = Daemon(settings.model_copy(update={"web": web}), llm_config=MOCK, agents=[AskingAgent])
         with pytest.raises(AddressInUse, match="ASKFIRST_WEB__PORT"):
             await daemon.run_until_stopped()
-    assert not settings.daemon.data_dir.exists()
+    assert await asyncio.to_thread(os.listdir, settings.daemon.data_dir) == ["daemon.lock"]
 
 
 async def test_a_database_that_cannot_be_used_ends_it_and_frees_the_port(settings: Settings) -> None:

@@ -106,7 +106,10 @@ def assert_understood(line: str) -> None:
     context = cli.make_context("askfirst", list(arguments), resilient_parsing=False)
     command: click.Command = cli
     while isinstance(command, click.Group):
-        name, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        words = [*context._protected_args, *context.args]
+        if not words and command is not cli and command.invoke_without_command:
+            return
+        name, found, rest = command.resolve_command(context, words)
         assert found is not None
         assert name is not None
         command, context = found, found.make_context(name, rest, parent=context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -10,11 +11,25 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from daemon.lifecycle import EXIT_LIMIT_S, HURRIED_LIMIT_S, Lifecycle, notify, run_process
+from daemon.lifecycle import (
+    EXIT_LIMIT_S,
+    HURRIED_LIMIT_S,
+    STATUS_DELAY_S,
+    UNIT_STOP_LIMIT_S,
+    Lifecycle,
+    StatusLine,
+    Watchdog,
+    notify,
+    run_process,
+    watchdog_interval,
+)
+from tests.support.waiting import seen
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,6 +66,73 @@ async def test_a_hang_up_is_ignored_and_logged(caplog: pytest.LogCaptureFixture)
         await until(lifecycle)
     assert lifecycle.reason == "SIGTERM"
     assert "SIGHUP is ignored" in caplog.text
+
+
+async def test_a_hang_up_reads_the_configuration_again_and_once_more_for_those_that_come_meanwhile(
+    systemd: Systemd,
+) -> None:
+    lifecycle, released, began = Lifecycle(), asyncio.Event(), []
+
+    async def reload() -> None:
+        began.append(time.monotonic())
+        await released.wait()
+
+    lifecycle.on_reload(reload)
+    with lifecycle.signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+        await seen(lambda: len(began) == 1)
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.02)
+        assert len(began) == 1
+        released.set()
+        await seen(lambda: len(began) == 2)
+        await seen(lambda: len(systemd.words) == 4)
+    told = [word.splitlines()[0] for word in systemd.words]
+    assert told == ["RELOADING=1", "READY=1"] * 2
+    name, _, moment = systemd.words[0].splitlines()[1].partition("=")
+    assert name == "MONOTONIC_USEC"
+    assert abs(int(moment) / 1e6 - began[0]) < 30
+
+
+async def test_a_reload_that_fails_is_logged_and_the_program_is_ready_nevertheless(
+    systemd: Systemd, caplog: pytest.LogCaptureFixture
+) -> None:
+    lifecycle = Lifecycle()
+
+    async def reload() -> None:
+        msg = "askfirst.toml is gone"
+        raise OSError(msg)
+
+    lifecycle.on_reload(reload)
+    with lifecycle.signals():
+        os.kill(os.getpid(), signal.SIGHUP)
+        await seen(lambda: systemd.words[-1:] == ["READY=1"])
+    assert "askfirst.toml is gone" in caplog.text
+
+
+async def test_no_configuration_is_read_any_more_once_the_program_stops(
+    systemd: Systemd, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    lifecycle, began = Lifecycle(), []
+
+    async def reload() -> None:
+        began.append(1)
+
+    lifecycle.on_reload(reload)
+    with lifecycle.signals():
+        lifecycle.ask_to_stop("the test")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await seen(lambda: "SIGHUP is ignored: the program is stopping" in caplog.text)
+    assert (began, systemd.words) == ([], [])
+
+
+async def test_one_reload_inside_another_is_told_as_one(systemd: Systemd) -> None:
+    lifecycle = Lifecycle()
+    with lifecycle.reloading(), lifecycle.reloading():
+        pass
+    assert [word.splitlines()[0] for word in systemd.words] == ["RELOADING=1", "READY=1"]
 
 
 async def test_the_handlers_of_before_are_back_afterwards() -> None:
@@ -122,6 +204,177 @@ async def test_a_second_signal_shortens_a_stage_that_is_under_way() -> None:
     lifecycle.ask_to_stop("SIGINT")
     async with asyncio.timeout(HURRIED_LIMIT_S * 2 + 20):
         assert not await stage
+
+
+class Systemd:
+    """The other end of sd_notify."""
+
+    def __init__(self, path: Path) -> None:
+        self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._channel.bind(str(path))
+        self._channel.setblocking(False)
+        self._words: list[str] = []
+
+    @property
+    def words(self) -> list[str]:
+        """Every datagram so far."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self._words.append(self._channel.recv(4096).decode())
+        return self._words
+
+    def takes_another(self) -> bool:
+        """Whether the socket still takes a datagram; sends one."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+            channel.setblocking(False)
+            channel.connect(self._channel.getsockname())
+            try:
+                channel.send(b"STATUS=full")
+            except BlockingIOError:
+                return False
+        return True
+
+    def count(self, word: str) -> int:
+        return self.words.count(word)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Systemd]:
+    found = Systemd(tmp_path / "systemd.sock")
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "systemd.sock"))
+    yield found
+    found.close()
+
+
+async def test_systemd_is_told_that_all_is_well_at_half_its_interval(systemd: Systemd) -> None:
+    watchdog = Watchdog(lambda: 0.0, 1.0, {"WATCHDOG_USEC": "100000", "WATCHDOG_PID": str(os.getpid())})
+    assert watchdog.interval == 0.05
+    began = time.monotonic()
+    watchdog.start()
+    assert systemd.count("WATCHDOG=1") == 1  # at once: systemd counts from READY
+    await seen(lambda: systemd.count("WATCHDOG=1") == 5)
+    assert time.monotonic() - began >= 4 * 0.05 - 0.01
+    watchdog.close()
+    told = systemd.count("WATCHDOG=1")
+    await asyncio.sleep(0.2)
+    assert systemd.count("WATCHDOG=1") == told
+
+
+async def test_a_blocked_loop_is_silent(systemd: Systemd) -> None:
+    watchdog = Watchdog(lambda: 0.0, 1.0, {"WATCHDOG_USEC": "40000"})
+    watchdog.start()
+    await seen(lambda: systemd.count("WATCHDOG=1") >= 3)
+    told = systemd.count("WATCHDOG=1")
+    time.sleep(0.3)  # noqa: ASYNC251 - this is what is tested
+    assert systemd.count("WATCHDOG=1") == told
+    await seen(lambda: systemd.count("WATCHDOG=1") > told)
+    watchdog.close()
+
+
+@pytest.mark.parametrize("silent_for", [90.5, None])
+async def test_a_stuck_scheduler_is_silent_and_told_once_each_way(
+    silent_for: float | None, systemd: Systemd, caplog: pytest.LogCaptureFixture
+) -> None:
+    ages: list[float | None] = [0.0]
+    looked: list[float | None] = []
+
+    def age() -> float | None:
+        looked.append(ages[-1])
+        return ages[-1]
+
+    watchdog = Watchdog(age, 90.0, {"WATCHDOG_USEC": "20000"})
+    watchdog.start()
+    await seen(lambda: systemd.count("WATCHDOG=1") >= 2)
+    ages.append(silent_for)
+    told = systemd.count("WATCHDOG=1")
+    await seen(lambda: looked.count(silent_for) >= 5)
+    assert systemd.count("WATCHDOG=1") == told
+    ages.append(1.0)
+    await seen(lambda: systemd.count("WATCHDOG=1") > told)
+    ages.append(silent_for)
+    watchdog.stopping()  # from here on the loop alone counts
+    told = systemd.count("WATCHDOG=1")
+    await seen(lambda: systemd.count("WATCHDOG=1") > told)
+    watchdog.close()
+    assert caplog.text.count("the scheduler is stuck") == 1
+    assert caplog.text.count("looks for due agents again") == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "interval"),
+    [
+        ({}, None),
+        ({"WATCHDOG_USEC": "60000000"}, 30.0),
+        ({"WATCHDOG_USEC": "60000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({"WATCHDOG_USEC": "-5"}, None),
+        ({"WATCHDOG_USEC": "\u0665"}, None),  # a digit elsewhere
+    ],
+)
+def test_the_watchdogs_interval_is_read_as_systemd_writes_it(
+    environ: dict[str, str], interval: float | None
+) -> None:
+    assert watchdog_interval(environ) == interval
+
+
+async def test_a_systemd_that_is_slow_to_read_keeps_nobody_waiting_and_is_told_later(
+    systemd: Systemd, caplog: pytest.LogCaptureFixture
+) -> None:
+    while systemd.takes_another():
+        pass
+    assert notify("READY=1")  # the word waits, the loop does not
+    assert "READY=1" not in systemd.words  # which reads everything
+    await seen(lambda: "READY=1" in systemd.words)
+    assert "could not be told" not in caplog.text
+
+
+async def test_without_a_watchdog_nothing_is_told(systemd: Systemd) -> None:
+    watchdog = Watchdog(lambda: 0.0, 1.0, {})
+    watchdog.start()
+    await asyncio.sleep(0.05)
+    assert systemd.words == []
+
+
+async def test_the_status_is_told_when_it_changes_and_many_changes_are_one(systemd: Systemd) -> None:
+    texts = ["1 agent, 0 proposals\nwaiting"]
+    status = StatusLine(lambda: texts[-1])
+    status.tell("READY=1")
+    assert systemd.words == ["READY=1\nSTATUS=1 agent, 0 proposals waiting"]
+    began = time.monotonic()
+    for number in range(100):
+        texts.append(f"1 agent, {number} waiting")
+        status.changed()
+    await seen(lambda: len(systemd.words) == 2)
+    assert time.monotonic() - began >= STATUS_DELAY_S - 0.05
+    assert systemd.words[1] == "STATUS=1 agent, 99 waiting"
+    status.tell()
+    status.changed()
+    status.close()
+    await asyncio.sleep(STATUS_DELAY_S + 0.1)
+    assert len(systemd.words) == 2
+
+
+async def test_stopping_that_takes_longer_than_the_unit_gives_says_so(systemd: Systemd) -> None:
+    async def stop() -> None:
+        ended.append(1)
+
+    for limit, more in ((10.0, ""), (300.0, "\nEXTEND_TIMEOUT_USEC=")):
+        ended: list[int] = []
+        lifecycle = Lifecycle()
+        async with AsyncExitStack() as stack:
+            lifecycle.add_stage(stack, "agents", limit, stop)
+            lifecycle.add_stage(stack, "web", 5.0, stop)
+            assert lifecycle.stop_limit_s == limit + 5.0 + 2 * HURRIED_LIMIT_S + EXIT_LIMIT_S
+            lifecycle.ask_to_stop("SIGTERM")
+            lifecycle.say_stopping()
+        assert ended == [1, 1]
+        value = f"{lifecycle.stop_limit_s * 1e6:.0f}" if more else ""
+        assert systemd.words[-1] == f"STOPPING=1\nSTATUS=stopping: SIGTERM{more}{value}"
+    assert UNIT_STOP_LIMIT_S < 300
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import itertools
 import os
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
@@ -22,10 +21,23 @@ from agents.context import AgentContext
 from agents.errors import SourceError
 from agents.proposal import Approvers, Proposal, ProposalStatus
 from daemon.errors import StoreError
-from daemon.events import Event, EventBus, ProposalChanged, RunFinished, RunOutcome
+from daemon.events import (
+    AgentState,
+    AgentStateChanged,
+    AgentStatus,
+    DueTime,
+    DueTimesSettled,
+    Event,
+    EventBus,
+    Fate,
+    ProposalChanged,
+    RunBegun,
+    RunFinished,
+    RunOutcome,
+)
 from daemon.outcome import new_run_id
 from daemon.runtime import Runtime, open_runtime
-from llm import Caller, LLMConfig, RateLimited
+from llm import Caller, ConnectionFailed, LLMConfig, RateLimited, TemplateError
 from llm.caller import current_caller
 from llm.testing import Recorder
 from tests.support.stores import START, Clock, line, model_call, settings_for, until
@@ -71,7 +83,7 @@ async def open_(tmp_path: Path) -> AsyncIterator[Open]:
         async def opener(table: dict[str, Any] | None = None, **options: Any) -> tuple[Runtime, list[Event]]:
             events: list[Event] = []
             bus = EventBus()
-            bus.subscribe(events.append)
+            bus.subscribe(lambda event: None if isinstance(event, RunBegun) else events.append(event))
             settings = await settings_for(tmp_path, quick=table or {})
             options = {"llm_config": MOCK, "agents": [Quick], "events": bus, **options}
             return await stack.enter_async_context(open_runtime(settings, **options)), events
@@ -91,7 +103,22 @@ async def test_a_run_keeps_its_proposals_and_tells_of_them(open_: Open) -> None:
     assert isinstance(kept, ProposalChanged)
     assert isinstance(also, ProposalChanged)
     assert (kept.before, also.before) == (None, None)
-    assert finished == RunFinished(result=result)
+    assert finished == RunFinished(result=result, status=AgentStatus(agent="quick"))
+
+
+async def test_a_run_tells_that_it_begins_before_the_agent_looks(open_: Open) -> None:
+    runtime, _ = await open_()
+    told: list[Event] = []
+    before: list[Event] = []
+    runtime.events.subscribe(told.append)
+
+    def look(agent: BaseAgent) -> list[Proposal]:
+        before.extend(told)
+        return []
+
+    Quick.look = staticmethod(look)
+    result = await runtime.runner.run("quick", "webhook")
+    assert before == [RunBegun(agent="quick", run_id=result.run_id, trigger="webhook")]
 
 
 async def test_running_again_makes_no_second_proposal(open_: Open) -> None:
@@ -242,7 +269,9 @@ async def test_whatever_an_agent_raises_is_recorded_and_what_it_did_before_is_ke
     assert result.notes == ("read 3 rows",)
     assert len(await runtime.runs.calls_of(result.run_id)) == 1
     assert await runtime.runs.get(result.run_id) == result
-    assert events == [RunFinished(result=result)]
+    status = await runtime.states.get("quick")
+    assert status.failures == 1
+    assert events == [RunFinished(result=result, status=status)]
 
 
 async def test_a_failed_model_call_is_kept_with_the_run_that_it_failed(open_: Open) -> None:
@@ -467,7 +496,7 @@ async def test_a_cancelled_run_is_recorded_and_the_cancellation_goes_on(open_: O
     assert running.cancelled()
     (result,) = await runtime.runs.list()
     assert (result.outcome, result.calls) == (RunOutcome.CANCELLED, 1)
-    assert events == [RunFinished(result=result)]
+    assert events == [RunFinished(result=result, status=AgentStatus(agent="quick"))]
 
 
 async def test_cancelling_at_any_moment_keeps_whole_runs_only(open_: Open) -> None:
@@ -560,41 +589,218 @@ async def test_a_constructor_that_breaks_is_a_failed_run(tmp_path: Path) -> None
     assert result.error == "the agent 'broken' cannot be made: KeyError: 'colour'"
 
 
-async def test_an_agent_that_takes_the_program_down_three_times_is_no_longer_run_on_schedule(
-    tmp_path: Path, open_: Open
-) -> None:
-    runtime, _ = await open_()
-    (tmp_path / "data" / "locks").mkdir()
-    mark = tmp_path / "data" / "locks" / "quick.run"
-    mark.write_bytes(b"2")
-    assert (await runtime.runner.run("quick", "schedule")).outcome is RunOutcome.SUCCEEDED
-    assert mark.read_bytes() == b"0"
-    mark.write_bytes(b"3")
-    parked = await runtime.runner.run("quick", "schedule")
-    assert parked.outcome is RunOutcome.FAILED
-    assert "its last 3 runs ended with the whole program" in str(parked.error)
-    assert "askfirst --once --agent quick" in str(parked.error)
-    assert (await runtime.runner.run("quick", "once")).outcome is RunOutcome.SUCCEEDED
-    assert (await runtime.runner.run("quick", "schedule")).outcome is RunOutcome.SUCCEEDED
+# --- what is recorded together with a run
 
 
-async def test_a_run_that_kills_the_program_is_counted(tmp_path: Path) -> None:
-    script = (
-        "import asyncio, os, sys, pathlib\n"
-        "from daemon.runtime import open_runtime\nfrom agents.base import BaseAgent\n"
-        "from tests.support.stores import settings_in\n"
-        "class Quick(BaseAgent):\n"
-        "    async def analyze(self): os.kill(os.getpid(), 9)\n"
-        "async def main():\n"
-        "    settings = settings_in(pathlib.Path(sys.argv[1]))\n"
-        "    async with open_runtime(settings, agents=[Quick], with_llm=False) as it:\n"
-        "        await it.runner.run('quick', 'schedule')\n"
-        "asyncio.run(main())"
+def coalesced(due: datetime, last: datetime, count: int) -> DueTime:
+    return DueTime(agent="quick", due=due, last=last, count=count, fate=Fate.COALESCED, reason="one for all")
+
+
+async def test_a_run_settles_its_due_time_and_those_that_it_stands_for(open_: Open) -> None:
+    runtime, events = await open_()
+    hour = timedelta(hours=1)
+    others = (
+        coalesced(START - 5 * hour, START - 2 * hour, 4),
+        DueTime(agent="quick", due=START - hour, last=START - hour, fate=Fate.SKIPPED, reason="quiet"),
     )
+    result = await runtime.runner.run("quick", "schedule", due=START, settled=others)
+    assert (result.due, result.attempt) == (START, 1)
+    assert (await runtime.runs.get(result.run_id)).due == START
+    own, skipped, stood_for = await runtime.due_times.list("quick")
+    assert own == DueTime(agent="quick", due=START, last=START, fate=Fate.RUN, run_id=result.run_id)
+    assert skipped == others[1]
+    assert (stood_for.run_id, stood_for.count) == (result.run_id, 4)
+    assert events == [
+        DueTimesSettled(due_times=(stood_for, skipped, own)),
+        RunFinished(result=result, status=AgentStatus(agent="quick")),
+    ]
+
+
+async def test_a_run_by_hand_settles_nothing(open_: Open) -> None:
+    runtime, events = await open_()
+    result = await runtime.runner.run("quick")
+    assert (result.due, await runtime.due_times.list()) == (None, ())
+    assert [type(event) for event in events] == [RunFinished]
+
+
+async def test_a_failed_run_settles_its_due_time_too(open_: Open) -> None:
+    runtime, _ = await open_()
+    Quick.look = staticmethod(_raise(SourceError("no file")))
+    await runtime.runner.run("quick", "schedule", due=START)
+    assert [each.fate for each in await runtime.due_times.list("quick")] == [Fate.RUN]
+
+
+async def test_the_due_time_of_a_cancelled_run_stays_open(open_: Open) -> None:
+    runtime, events = await open_()
+    Quick.look = staticmethod(forever)
+    others = (coalesced(START - timedelta(hours=2), START - timedelta(hours=1), 2),)
+    running = asyncio.create_task(runtime.runner.run("quick", "schedule", due=START, settled=others))
+    await until(lambda: bool(Quick.contexts and Quick.contexts[0].calls))
+    running.cancel()
+    await asyncio.wait({running})
+    (result,) = await runtime.runs.list()
+    assert (result.outcome, result.due) == (RunOutcome.CANCELLED, START)
+    assert await runtime.due_times.list() == ()
+    assert [type(event) for event in events] == [RunFinished]
+    assert await runtime.states.all() == {}
+
+
+async def rows(runtime: Runtime) -> dict[str, int]:
+    async with runtime.db.read() as connection:
+        return {
+            table: (await connection.execute(text(f"SELECT count(*) FROM {table}"))).scalar_one()
+            for table in ("runs", "proposals", "due_times", "agent_states", "model_calls")
+        }
+
+
+@pytest.mark.parametrize("table", ["runs", "proposals", "due_times", "agent_states"])
+async def test_a_run_is_recorded_as_a_whole_or_not_at_all(open_: Open, table: str) -> None:
+    runtime, events = await open_()
+
+    def look(agent: BaseAgent) -> list[Proposal]:
+        agent.context.calls.append(model_call())
+        return [one("a"), "no proposal"]  # type: ignore[list-item]
+
+    Quick.look = staticmethod(look)
+    async with runtime.db.write() as connection:
+        await connection.execute(
+            text(f"CREATE TRIGGER stop BEFORE INSERT ON {table} BEGIN SELECT raise(ABORT, 'full'); END")
+        )
+    with pytest.raises(StoreError):
+        await runtime.runner.run("quick", "schedule", due=START)
+    assert set((await rows(runtime)).values()) == {0}
+    assert events == []
+    async with runtime.db.write() as connection:
+        await connection.execute(text("DROP TRIGGER stop"))
+    assert (await runtime.runner.run("quick", "schedule", due=START)).attempt == 1
+    assert set((await rows(runtime)).values()) == {1}
+
+
+async def test_nothing_is_written_about_an_agent_whose_runs_succeed(open_: Open) -> None:
+    runtime, _ = await open_()
+    async with runtime.db.write() as connection:
+        await connection.execute(
+            text(
+                "CREATE TRIGGER stop BEFORE INSERT ON agent_states BEGIN SELECT raise(ABORT, 'written'); END"
+            )
+        )
     for _ in range(2):
-        process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, str(tmp_path))
-        assert await process.wait() == -9
-    assert (tmp_path / "data" / "locks" / "quick.run").read_bytes() == b"2"
+        assert (await runtime.runner.run("quick")).outcome is RunOutcome.SUCCEEDED
+    assert await runtime.states.all() == {}
+
+
+# --- discipline, as the runner applies it
+
+
+async def test_failures_hold_an_agent_for_longer_and_longer_and_a_success_ends_that(open_: Open) -> None:
+    clock = Clock()
+    runtime, _ = await open_({"backoff": ["1m", "10m"]}, now=clock)
+    Quick.look = staticmethod(_raise(SourceError("offers.csv is gone")))
+    for number, minutes in ((1, 1), (2, 10), (3, 10)):
+        await runtime.runner.run("quick", "schedule")
+        status = await runtime.states.get("quick")
+        assert (status.failures, status.held_until) == (number, START + timedelta(minutes=minutes))
+        assert "offers.csv is gone" in status.held_because
+    Quick.look = staticmethod(lambda agent: [])
+    await runtime.runner.run("quick", "schedule")
+    assert await runtime.states.get("quick") == AgentStatus(agent="quick")
+
+
+async def test_an_agent_that_keeps_failing_is_quarantined_once_and_a_run_by_hand_that_succeeds_resumes_it(
+    open_: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    runtime, events = await open_({"quarantine_after": 3})
+    Quick.look = staticmethod(_raise(SourceError("offers.csv is gone")))
+    for _ in range(5):
+        await runtime.runner.run("quick")
+    (changed,) = [event for event in events if isinstance(event, AgentStateChanged)]
+    status = await runtime.states.get("quick")
+    assert (changed.before, changed.status) == (AgentState.ACTIVE, status)
+    assert (status.state, status.by) == (AgentState.QUARANTINED, "askfirst")
+    assert status.reason == "it failed 3 times in a row, at last with: offers.csv is gone"
+    (said,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert said.message == "an agent is quarantined and no longer run on schedule"
+    Quick.look = staticmethod(lambda agent: [])
+    result = await runtime.runner.run("quick", "manual")
+    *_, again, told = events
+    assert again == AgentStateChanged(status=await runtime.states.get("quick"), before=AgentState.QUARANTINED)
+    assert told == RunFinished(result=result, status=await runtime.states.get("quick"))
+    assert (await runtime.states.get("quick")).state is AgentState.ACTIVE
+
+
+async def test_a_model_that_fails_never_quarantines_an_agent(open_: Open) -> None:
+    runtime, _ = await open_({"quarantine_after": 2, "timeout": 0.05})
+
+    async def refused(agent: BaseAgent) -> list[Proposal]:
+        msg = "the server is down"
+        raise ConnectionFailed(msg)
+
+    async def told_otherwise(agent: BaseAgent) -> list[Proposal]:
+        msg = "nothing can be said without a model"
+        try:
+            return await refused(agent)
+        except ConnectionFailed as error:
+            raise SourceError(msg) from error
+
+    async def stuck(agent: BaseAgent) -> list[Proposal]:
+        agent.context.calls.append(model_call("stuck", error="cancelled", reply=None))
+        return await forever(agent)
+
+    for look in (refused, told_otherwise, stuck) * 2:
+        Quick.look = staticmethod(look)
+        result = await runtime.runner.run("quick")
+        assert result.model_failed
+    status = await runtime.states.get("quick")
+    assert (status.state, status.failures, status.model_failures) == (AgentState.ACTIVE, 6, 6)
+
+
+@pytest.mark.parametrize(
+    "error", [TemplateError("ask/look: no such template"), SourceError("gone"), ZeroDivisionError()]
+)
+async def test_other_failures_are_the_agents_own(open_: Open, error: Exception) -> None:
+    runtime, _ = await open_({"quarantine_after": 1})
+    Quick.look = staticmethod(_raise(error))
+    assert not (await runtime.runner.run("quick")).model_failed
+    assert (await runtime.states.get("quick")).state is AgentState.QUARANTINED
+
+
+async def test_a_model_that_asks_to_wait_is_remembered_over_a_restart(open_: Open) -> None:
+    runtime, _ = await open_(now=lambda: START)
+
+    async def ask(agent: BaseAgent) -> list[Proposal]:
+        msg = "too many requests"
+        raise RateLimited(msg, retry_after=7200)
+
+    Quick.look = staticmethod(ask)
+    await runtime.runner.run("quick")
+    again, _ = await open_()
+    status = await again.states.get("quick")
+    assert status.held_until == START + timedelta(hours=2)
+    assert status.held_because == "its model cannot be asked until then"
+
+
+async def test_what_is_no_fault_of_the_agent_is_not_held_against_it(tmp_path: Path, open_: Open) -> None:
+    runtime, _ = await open_({"timeout": 0.05})
+    await runtime.runner.run("nobody")
+    (tmp_path / "data" / "locks").mkdir()
+    lock = os.open(tmp_path / "data" / "locks" / "quick.run", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert (await runtime.runner.run("quick")).outcome is RunOutcome.FAILED
+    os.close(lock)
+    assert await runtime.states.all() == {}
+
+
+async def test_another_configuration_resumes_a_quarantined_agent(tmp_path: Path, open_: Open) -> None:
+    runtime, _ = await open_({"quarantine_after": 1})
+    Quick.look = staticmethod(_raise(SourceError("gone")))
+    await runtime.runner.run("quick")
+    assert await runtime.runner.reconsider(["quick", "nobody"]) == ()
+    again, events = await open_({"quarantine_after": 1, "timeout": "9m"})
+    (status,) = await again.runner.reconsider(["quick", "nobody"])
+    assert status == await again.states.get("quick")
+    assert (status.state, status.by) == (AgentState.ACTIVE, "askfirst")
+    assert events == [AgentStateChanged(status=status, before=AgentState.QUARANTINED)]
+    assert await again.runner.reconsider(["quick"]) == ()
 
 
 async def test_a_database_that_cannot_be_written_is_told_and_nothing_is_published(open_: Open) -> None:

@@ -14,7 +14,7 @@ from agents.base import BaseAgent
 from agents.errors import AgentLoadError
 from agents.proposal import Proposal, ProposalStatus
 from daemon.errors import StoreError
-from daemon.events import EventBus
+from daemon.events import EventBus, ProposalChanged, RunBegun, RunFinished
 from daemon.runtime import open_runtime
 from llm import ConfigurationError, LLMConfig
 from llm.events import CallEvent, CallFinished
@@ -128,7 +128,7 @@ async def test_events_go_to_the_callers_bus(tmp_path: Path) -> None:
     ) as runtime:
         assert runtime.events is events
         await runtime.runner.run("asking")
-    assert len(told) == 2
+    assert [type(event) for event in told] == [RunBegun, ProposalChanged, RunFinished]
 
 
 async def test_the_clock_is_handed_to_everybody(tmp_path: Path) -> None:

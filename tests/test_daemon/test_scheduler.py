@@ -17,17 +17,14 @@ from agents.base import BaseAgent
 from agents.errors import AgentNotFound
 from agents.proposal import Proposal, ProposalStatus
 from daemon import AgentScheduler
-from daemon.clock import ClockWatch
 from daemon.deadlines import AT_LEAST_EVERY
 from daemon.errors import DaemonError, StoreError
-from daemon.events import ProposalChanged, RunFinished, RunOutcome
+from daemon.events import Fate, ProposalChanged, RunFinished, RunOutcome
 from daemon.runtime import DATABASE, open_runtime
-from daemon.scheduler import IntervalTrigger, _Timer
 from daemon.settings import DaemonSettings, Settings
 from llm import LLMConfig, RateLimited
 from tests.support.waiting import seen
 
-NOON = datetime(2026, 11, 1, 12, tzinfo=UTC)
 MOCK = LLMConfig(backend="mock", enable_cache=False)
 
 
@@ -295,25 +292,28 @@ async def test_an_agent_that_fails_is_run_again_and_disturbs_no_other(settings: 
 
         every = "1s"
 
+    settings = settings.model_copy(update={"agents": {"often_failing": {"backoff": []}, "counting": {}}})
     scheduler = scheduler_of(settings, OftenFailingAgent, CountingAgent)
     async with scheduler:
         await seen(lambda: scheduler.get_stats()["runs"]["failed"] >= 2 and len(CountingAgent.runs) >= 2)
 
 
-async def test_an_agent_that_is_still_running_is_not_started_again(
-    settings: Settings, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
+async def test_an_agent_that_is_still_running_is_not_started_again(settings: Settings) -> None:
     scheduler = scheduler_of(settings, WaitingAgent)
     async with scheduler:
         await seen(WaitingAgent.begun.is_set)
-        await seen(lambda: "due again while still running" in caplog.text)
-        await asyncio.sleep(1.2)
+        began = scheduler.running_since("waiting")
+        await asyncio.sleep(2.2)
         assert WaitingAgent.running == 1
+        assert scheduler.running_since("waiting") == began
         assert scheduler.get_stats()["agents"]["waiting"]["running"] is True
-        assert caplog.text.count("due again while still running") == 1
-        assert "maximum number of running instances" not in caplog.text
         WaitingAgent.go.set()
+        await seen(lambda: scheduler.get_stats()["runs"]["succeeded"] >= 2)
+        runtime = scheduler.runtime
+        assert runtime is not None
+        skipped = [each for each in await runtime.due_times.list() if each.fate is Fate.SKIPPED]
+    assert [each.reason for each in skipped] == ["its run before was still under way"]
+    assert skipped[0].count >= 2
 
 
 async def test_run_once_of_a_started_scheduler_uses_what_is_open(settings: Settings) -> None:
@@ -520,114 +520,6 @@ async def test_a_hundred_agents_do_not_all_start_at_once(settings: Settings) -> 
             datetime.fromisoformat(agent["next_run"]) for agent in scheduler.get_stats()["agents"].values()
         )
         assert due[-1] - due[0] > timedelta(seconds=30)
-
-
-def test_the_trigger_never_returns_a_time_in_the_past() -> None:
-    trigger = IntervalTrigger(timedelta(minutes=15), NOON)
-    assert trigger.get_next_fire_time(None, NOON - timedelta(days=1)) == NOON
-    after = trigger.get_next_fire_time(NOON, NOON + timedelta(seconds=1))
-    assert after == NOON + timedelta(minutes=15)
-    for jump in (timedelta(hours=2), timedelta(days=30), timedelta(days=365 * 56)):
-        due = trigger.get_next_fire_time(NOON, NOON + jump)
-        assert NOON + jump < due <= NOON + jump + timedelta(minutes=15)
-
-
-def test_a_jump_of_56_years_is_one_missed_run_for_apscheduler_too() -> None:
-    timer = _Timer(ClockWatch())
-    job = timer._aps.add_job(print, IntervalTrigger(timedelta(seconds=60), NOON))
-    job.next_run_time = NOON - timedelta(days=365 * 56)
-    began = time.perf_counter()
-    assert len(job._get_run_times(NOON)) == 1
-    assert time.perf_counter() - began < 1
-
-
-class Clocks:
-    """Three clocks; real and awake are the machine's own, so that only what a test adds is a change."""
-
-    wall_step = 0.0
-    slept = 0.0
-
-    def watch(self) -> ClockWatch:
-        return ClockWatch(
-            lambda: time.monotonic() + self.slept + self.wall_step,
-            lambda: time.monotonic() + self.slept,
-            time.monotonic,
-        )
-
-
-class Fires:
-    """Counts its calls."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    async def __call__(self) -> None:
-        self.count += 1
-
-
-HOUR = timedelta(hours=1)
-
-
-def a_timer(clocks: Clocks, fires: Fires, due_in: timedelta) -> _Timer:
-    timer = _Timer(clocks.watch())
-    now = datetime.now(UTC)
-    timer.add_interval("agent", fires, every=HOUR, first=now + due_in, spread=timedelta(seconds=30))
-    timer.add_deadline(Fires(), now + HOUR)
-    timer.start()
-    return timer
-
-
-async def settled(timer: _Timer) -> datetime:
-    timer._aps.wakeup()
-    for _ in range(5):
-        await asyncio.sleep(0)
-    due = timer.next_run("agent")
-    assert due is not None
-    return due
-
-
-@pytest.mark.parametrize("step", [-7200.0, -86_400 * 3650.0, -90.0, 7200.0, 86_400 * 21_900.0])
-async def test_a_step_of_the_clock_changes_no_agents_remaining_time(step: float) -> None:
-    clocks, fires = Clocks(), Fires()
-    timer = a_timer(clocks, fires, timedelta(minutes=10))
-    before = await settled(timer)
-    clocks.wall_step = step
-    after = await settled(timer)
-    expected = before + timedelta(seconds=step)
-    if expected <= datetime.now(UTC):  # this machine's clock did not really move, so it counts as overdue
-        assert timedelta(0) < after - datetime.now(UTC) <= timedelta(seconds=30)
-    else:
-        assert abs(after - expected) < timedelta(seconds=1)
-    assert fires.count == 0
-    await timer.aclose()
-
-
-async def test_what_came_due_during_a_sleep_runs_soon_after_it_once() -> None:
-    clocks, fires = Clocks(), Fires()
-    timer = _Timer(clocks.watch())
-    now = datetime.now(UTC)
-    timer.add_deadline(Fires(), now + HOUR)
-    timer.add_interval(
-        "agent", fires, every=HOUR, first=now - timedelta(hours=5), spread=timedelta(seconds=2)
-    )
-    clocks.slept = 5 * 3600.0
-    timer.start()
-    assert timedelta(0) < await settled(timer) - datetime.now(UTC) <= timedelta(seconds=2)
-    await seen(lambda: fires.count == 1)
-    assert timedelta(minutes=59) < await settled(timer) - datetime.now(UTC) <= HOUR
-    await timer.aclose()
-    assert fires.count == 1
-
-
-async def test_a_step_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    clocks = Clocks()
-    timer = a_timer(clocks, Fires(), timedelta(minutes=10))
-    clocks.wall_step = -3600.0
-    await settled(timer)
-    await settled(timer)
-    (record,) = [r for r in caplog.records if "the clock was set" in r.message]
-    assert round(record.__dict__["step_seconds"]) == -3600
-    await timer.aclose()
 
 
 # deadlines of proposals

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import json
+import os
 import plistlib
 import re
 import shutil
@@ -17,42 +18,26 @@ import pytest
 from daemon.app import CLOSE_LIMIT_S
 from daemon.crew import CANCEL_LIMIT_S
 from daemon.errors import ExitCode
+from daemon.install.launchd import KEYS
+from daemon.lifecycle import EXIT_LIMIT_S, HURRIED_LIMIT_S, UNIT_STOP_LIMIT_S, watchdog_interval
 from daemon.observability.metrics import Metrics
+from daemon.scheduler import LOOK_EVERY_S
 from daemon.settings import DaemonSettings
 from llm.events import CallFailed, CallFinished
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "systemd" / "askfirst.service"
+USER_UNIT = ROOT / "systemd" / "askfirst-user.service"
+DROP_INS = sorted((ROOT / "systemd" / "drop-ins").glob("*.conf"))
 PLIST = ROOT / "systemd" / "org.askfirst.daemon.plist"
 PAGE = (ROOT / "docs" / "operations.md").read_text()
 
-PLIST_KEYS = frozenset(
-    [
-        "Label",
-        "ProgramArguments",
-        "WorkingDirectory",
-        "RunAtLoad",
-        "KeepAlive",
-        "ThrottleInterval",
-        "ExitTimeOut",
-        "ProcessType",
-        "Umask",
-        "StandardOutPath",
-        "StandardErrorPath",
-        "EnvironmentVariables",
-        "Nice",
-        "LowPriorityIO",
-        "SoftResourceLimits",
-    ]
-)
-"""Of launchd.plist(5): launchd ignores a key that it does not know without a word."""
 
-
-def unit() -> dict[str, dict[str, list[str]]]:
+def unit(file: Path = UNIT) -> dict[str, dict[str, list[str]]]:
     """The unit's sections; a key may stand several times."""
     sections: dict[str, dict[str, list[str]]] = {}
     current: dict[str, list[str]] = {}
-    for line in UNIT.read_text().splitlines():
+    for line in file.read_text().splitlines():
         if line.startswith("["):
             current = sections.setdefault(line.strip("[]"), {})
         elif line and not line.startswith("#"):
@@ -61,31 +46,50 @@ def unit() -> dict[str, dict[str, list[str]]]:
     return sections
 
 
-def one(section: str, key: str) -> str:
-    (value,) = unit()[section][key]
+def one(section: str, key: str, file: Path = UNIT) -> str:
+    (value,) = unit(file)[section][key]
     return value
 
 
-def systemd_analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+def systemd_analyze(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     tool = shutil.which("systemd-analyze")
     if tool is None:
         pytest.skip("systemd-analyze is missing; it comes with systemd")
-    return subprocess.run([tool, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        [tool, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
-def test_systemd_has_nothing_to_complain_about(tmp_path: Path) -> None:
-    here = tmp_path / UNIT.name
-    # The program is not installed in /opt here, and systemd-analyze looks whether it is there.
-    here.write_text(UNIT.read_text().replace("/opt/askfirst/bin/askfirst", sys.executable))
-    done = systemd_analyze("verify", str(here))
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+def verify(folder: Path, text: str, *options: str) -> tuple[int, str]:
+    """What systemd thinks of a unit; the program that it starts is one that is here."""
+    here = folder / UNIT.name
+    here.write_text(re.sub(r"^ExecStart=\S+", f"ExecStart={sys.executable}", text, flags=re.MULTILINE))
+    done = systemd_analyze(*options, "verify", str(here), XDG_RUNTIME_DIR=str(folder))
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("file", "options"), [(UNIT, ()), (USER_UNIT, ("--user",))])
+def test_systemd_has_nothing_to_complain_about(file: Path, options: tuple[str, ...], tmp_path: Path) -> None:
+    assert verify(tmp_path, file.read_text(), *options) == (0, "")
+
+
+@pytest.mark.parametrize("drop_in", DROP_INS, ids=lambda path: path.stem)
+def test_systemd_has_nothing_to_complain_about_in_a_drop_in(drop_in: Path, tmp_path: Path) -> None:
+    (tmp_path / "askfirst.service.d").mkdir()
+    shutil.copy(drop_in, tmp_path / "askfirst.service.d")
+    assert verify(tmp_path, UNIT.read_text()) == (0, "")
 
 
 def test_systemd_does_complain_about_a_mistake(tmp_path: Path) -> None:
-    here = tmp_path / UNIT.name
-    here.write_text(UNIT.read_text().replace("Restart=always", "Restart=perhaps"))
-    done = systemd_analyze("verify", str(here))
-    assert "perhaps" in done.stdout + done.stderr
+    assert "perhaps" in verify(tmp_path, UNIT.read_text().replace("Restart=always", "Restart=perhaps"))[1]
+    (tmp_path / "askfirst.service.d").mkdir()
+    (tmp_path / "askfirst.service.d" / "a.conf").write_text("[Service]\nMemoryMax=plenty\n")
+    assert "plenty" in verify(tmp_path, UNIT.read_text())[1]
 
 
 def test_the_unit_is_exposed_no_more_than_1_0(tmp_path: Path) -> None:
@@ -93,18 +97,46 @@ def test_the_unit_is_exposed_no_more_than_1_0(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_unit_waits_for_ready_and_is_restarted_for_ever_but_not_with_a_bad_configuration() -> None:
-    assert one("Service", "Type") == "notify"
-    assert one("Service", "Restart") == "always"
-    assert one("Unit", "StartLimitIntervalSec") == "0"
-    assert int(one("Service", "RestartPreventExitStatus")) == ExitCode.CONFIGURATION
+@pytest.mark.parametrize("file", [UNIT, USER_UNIT])
+def test_the_unit_waits_for_ready_and_is_restarted_for_ever_but_not_with_a_bad_configuration(
+    file: Path,
+) -> None:
+    assert one("Service", "Type", file) == "notify"
+    assert one("Service", "Restart", file) == "always"
+    assert one("Unit", "StartLimitIntervalSec", file) == "0"
+    assert int(one("Service", "RestartPreventExitStatus", file)) == ExitCode.CONFIGURATION
 
 
 def test_the_unit_gives_stopping_more_time_than_it_takes() -> None:
     grace = DaemonSettings().stop_grace.total_seconds()
-    limits = grace + CANCEL_LIMIT_S + 2 * CLOSE_LIMIT_S
-    assert limits < float(one("Service", "TimeoutStopSec"))
-    assert limits < plist()["ExitTimeOut"]
+    stages = (grace + CANCEL_LIMIT_S + CLOSE_LIMIT_S, CLOSE_LIMIT_S)
+    longest = sum(limit + HURRIED_LIMIT_S for limit in stages) + EXIT_LIMIT_S
+    for given in (one("Service", "TimeoutStopSec"), one("Service", "TimeoutStopSec", USER_UNIT)):
+        assert longest < float(given) == UNIT_STOP_LIMIT_S
+    assert longest < plist()["ExitTimeOut"]
+
+
+@pytest.mark.parametrize("file", [UNIT, USER_UNIT])
+def test_the_watchdog_wakes_an_idle_machine_as_seldom_as_the_scheduler_does(file: Path) -> None:
+    interval = watchdog_interval({"WATCHDOG_USEC": str(int(one("Service", "WatchdogSec", file)) * 1_000_000)})
+    assert interval == LOOK_EVERY_S
+    assert 1 / interval + 1 / LOOK_EVERY_S < 0.2  # wake-ups a second, the scheduler's own look among them
+
+
+@pytest.mark.parametrize("file", [UNIT, USER_UNIT])
+def test_a_process_that_uses_too_much_is_ended_at_once_and_alone(file: Path) -> None:
+    found = unit(file)["Service"]
+    assert (found["MemoryMax"], found["MemorySwapMax"]) == (["1G"], ["0"])
+    assert "MemoryHigh" not in found  # with it a leak crawls instead of being ended
+    assert found["OOMPolicy"] == ["continue"]
+    assert int(found["TasksMax"][0]) >= 200
+    assert found["KillMode"] == ["mixed"]  # our own processes are stopped by the program, in order
+
+
+def test_a_users_unit_claims_nothing_that_a_users_manager_cannot_do() -> None:
+    """Without root there is no mount namespace and no filter of addresses; systemd ignores them silently."""
+    claims = ("Protect", "Private", "ReadWritePaths", "NoExecPaths", "IPAddress", "User", "StateDirectory")
+    assert [key for key in unit(USER_UNIT)["Service"] if key.startswith(claims)] == []
 
 
 def test_the_units_data_folder_is_its_own_and_only_its_users() -> None:
@@ -122,9 +154,9 @@ def plist() -> dict[str, Any]:
 
 def test_the_plist_is_one_that_launchd_knows_and_keeps_the_program_alive() -> None:
     found = plist()
-    assert set(found) <= PLIST_KEYS
+    assert set(found) <= KEYS
     assert found["Label"] == PLIST.stem
-    assert found["KeepAlive"] is True
+    assert found["KeepAlive"] == {"SuccessfulExit": False}
     assert found["RunAtLoad"] is True
     assert found["ProcessType"] != "Background"  # a model would be slowed down to a crawl
     assert found["Umask"] == 0o077
@@ -152,14 +184,9 @@ def test_the_service_starts_a_command_line_that_the_program_understands(command:
     assert "--config" in started
 
 
-def test_the_page_names_the_paths_that_the_services_use() -> None:
-    paths = {
-        one("Service", "ExecStart").split()[-1],
-        *plist()["ProgramArguments"][2:4:1],
-        plist()["StandardErrorPath"],
-    }
-    for path in paths - {"run", "--config"}:
-        assert path in PAGE
+def test_the_page_names_the_configurations_that_the_services_use() -> None:
+    assert one("Service", "ExecStart").split()[-1] in PAGE
+    assert plist()["ProgramArguments"][-1] in PAGE
 
 
 def test_the_pages_configuration_works() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 import uuid
 from collections.abc import Iterator
@@ -20,12 +21,16 @@ from sqlalchemy import URL, Connection, NullPool, create_engine, event, insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from daemon.errors import StoreError, StoreTooNew
+from daemon.store.backups import copy_verified, rotate
 from daemon.store.faults import translated
 from daemon.store.files import open_private, private_file, private_folder, read_marker, write_marker
+from daemon.store.restoring import finish_restoration
 from daemon.store.sqlite import BUSY_SECONDS, CONNECT_ARGS, begin_immediate, set_up_migration
 from daemon.store.tables import alembic_version, meta, metadata
 
 INSTANCE_KEY = "instance_id"
+
+_COPIES_KEPT = 3  # of before migrations
 
 _log = logging.getLogger(__name__)
 
@@ -74,6 +79,7 @@ def prepare(path: Path, *, create: bool = True, check: bool = True, steps: Steps
         StoreError: it cannot be used; the message says why and what to do, and nothing was moved or wiped.
     """
     private_folder(path.parent, path.name)
+    finish_restoration(path)
     fresh = not path.exists() or path.stat().st_size == 0
     if fresh:
         _check_fresh(path, create=create)
@@ -86,6 +92,14 @@ def prepare(path: Path, *, create: bool = True, check: bool = True, steps: Steps
             _bring_up(path, found, steps)
             found = _look(path, check=False)
     return _agree_on_instance(path, found)
+
+
+def is_current(path: Path, *, steps: Steps = STEPS) -> bool:
+    """Whether there is a database at `path` that `prepare` would leave as it is; blocks, writes nothing."""
+    try:
+        return path.exists() and _look(path, check=False).revision == steps.head
+    except sqlite3.Error:
+        return False
 
 
 def _check_fresh(path: Path, *, create: bool) -> None:
@@ -110,6 +124,16 @@ def no_database(path: Path) -> StoreError:
 def _files(path: Path) -> Iterator[Path]:
     names = (path.name, f"{path.name}-wal", f"{path.name}-shm")
     return (path.with_name(name) for name in names if path.with_name(name).exists())
+
+
+def look_through(path: Path) -> None:
+    """Read the whole database once and compare its structure; blocks.
+
+    Raises:
+        StoreError: it is damaged, or cannot be read; it was left as it is.
+    """
+    with translated(path):
+        _look(path, check=True)
 
 
 def _look(path: Path, *, check: bool) -> _Found:
@@ -157,7 +181,7 @@ def _bring_up(path: Path, found: _Found, steps: Steps) -> None:
     if found.revision is None:
         _create(path, steps)
     elif found.revision in steps.revisions:
-        _back_up(path, steps.head)
+        _back_up(path, found.revision, steps.head)
         migrate(path, steps)
     else:
         msg = (
@@ -193,14 +217,13 @@ def migrate(path: Path, steps: Steps = STEPS) -> None:
         _check_references(path, connection)
 
 
-def _back_up(path: Path, head: str) -> None:
-    """Keep a copy of the database as it was before the migration to `head`, beside it."""
-    draft = path.with_name(f"{path.name}.before-{head}.new")
-    draft.unlink(missing_ok=True)
-    os.close(open_private(draft))  # SQLite would make it readable for others
-    with closing(sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None)) as connection:
-        connection.execute("VACUUM INTO ?", (str(draft),))
-    draft.replace(path.with_name(f"{path.name}.before-{head}"))
+def _back_up(path: Path, revision: str, head: str) -> None:
+    """Keep a verified copy of the database as it was before the migration to `head`, beside it."""
+    target = path.with_name(f"{path.name}.before-{head}")
+    copy_verified(path, target)
+    _log.info("migrating the database", extra={"schema": revision, "to": head, "copy": str(target)})
+    names = re.compile(re.escape(f"{path.name}.before-") + r"\w+")
+    rotate(path.parent, _COPIES_KEPT, target, names)
 
 
 def _name_instance(connection: Connection) -> None:

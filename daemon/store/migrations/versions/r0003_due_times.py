@@ -36,6 +36,7 @@ def upgrade() -> None:
         sa.Column("by", sa.Text, nullable=False),
         sa.Column("since", sa.Text),
         sa.Column("failures", sa.Integer, nullable=False),
+        sa.Column("model_failures", sa.Integer, nullable=False),
         sa.Column("held_until", sa.Text),
         sa.Column("held_because", sa.Text, nullable=False),
         sa.Column("config_digest", sa.Text, nullable=False),
