@@ -625,7 +625,9 @@ class Timer:
                 raise
 
     async def _woken(self) -> None:
-        """The agenda was looked at on the way here; its job is never later than it."""
+        """The moment came after the look at the agenda and before that at the jobs: look again."""
+        self._moment = None
+        self._wake_up()
 
     def _wake_up(self) -> None:
         if self._look is not None:

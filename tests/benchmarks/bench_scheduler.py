@@ -59,7 +59,6 @@ def test_agents_start_as_punctually_as_a_bare_heap_calls() -> None:
         show(f"{agents:,} agents, 50 starts a second", figures, ("p50_ms", "p99_ms", "cpu_us"))
         print(f"  goal: p99 at most 1.3x the heap's; ours {figures[OURS]['x p99_ms']:.2f}x")
         assert figures[OURS]["x cpu_us"] < 4
-        assert figures[OURS]["p50_ms"] < 5
 
 
 def test_a_thousand_that_are_due_at_once_do_not_stop_the_loop() -> None:
