@@ -24,9 +24,10 @@ from daemon.observability.health import Health, Ping
 from daemon.observability.logging import EventLog, adjust_logging, configure_logging, dropped_lines
 from daemon.observability.metrics import Metrics
 from daemon.observability.stalls import StallWatch
-from daemon.scheduler import LOOK_EVERY_S, AgentScheduler
+from daemon.scheduler import AgentScheduler
 from daemon.standing import DaemonControls
 from daemon.store.space import LOW_LOOK_EVERY_S, SpaceGuard
+from daemon.timer import LOOK_EVERY_S
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent

@@ -434,7 +434,7 @@ def _roots_of(pattern: str) -> Iterator[tuple[str, bool]]:
     if _is_folder(path):
         yield pattern, True
     yield _nearest(path.parent), False  # a file that is saved is mostly a new one in its place
-    yield _nearest(Path(os.path.realpath(pattern)).parent), False  # noqa: PTH118 - Path.resolve fails on circles
+    yield _nearest(Path(os.path.realpath(pattern)).parent), False
 
 
 def _plain_parts(parts: Sequence[str]) -> Iterator[str]:

@@ -87,7 +87,7 @@ class Askfirst:
 
     def __init__(self, fire: Fire, agents: int) -> None:
         from daemon.crew import Crew
-        from daemon.scheduler import Timer
+        from daemon.timer import Timer
         from daemon.timing import Timing
 
         async def call(turn: Any) -> None:

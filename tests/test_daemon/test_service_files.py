@@ -21,8 +21,8 @@ from daemon.errors import ExitCode
 from daemon.install.launchd import KEYS
 from daemon.lifecycle import EXIT_LIMIT_S, HURRIED_LIMIT_S, UNIT_STOP_LIMIT_S, watchdog_interval
 from daemon.observability.metrics import Metrics
-from daemon.scheduler import LOOK_EVERY_S
 from daemon.settings import DaemonSettings
+from daemon.timer import LOOK_EVERY_S
 from llm.events import CallFailed, CallFinished
 
 ROOT = Path(__file__).parents[2]

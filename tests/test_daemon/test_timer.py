@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 
-from daemon.scheduler import Timer
+from daemon.timer import Timer
 from tests.support.waiting import seen
 
 

@@ -19,7 +19,7 @@ from daemon.clock import ClockWatch
 from daemon.crew import Crew
 from daemon.errors import StoreError
 from daemon.events import DueTime, Fate
-from daemon.scheduler import Timer
+from daemon.timer import Timer
 from daemon.timing import Timing
 from daemon.turns import Hold, Turn
 from tests.support.waiting import seen
