@@ -67,12 +67,11 @@ def from_bytes(record: bytes) -> Mark | None:
 
 
 def read_mark(descriptor: int) -> Mark | None:
-    """The mark at the beginning of an open file.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    return from_bytes(os.pread(descriptor, SIZE, 0))
+    """The mark at the beginning of an open file; None too when a failing disk does not give it."""
+    try:
+        return from_bytes(os.pread(descriptor, SIZE, 0))
+    except OSError:  # the run goes on, and the database says what is wrong with the disk
+        return None
 
 
 def write_mark(descriptor: int, mark: Mark | None, *, durable: bool = False) -> None:
