@@ -258,8 +258,6 @@ def _marked(folder: Path, names: Iterable[str]) -> list[str]:
             continue
         try:
             mark = read_mark(file)
-        except OSError:
-            continue
         finally:
             os.close(file)
         if mark is not None and mark.under_way:

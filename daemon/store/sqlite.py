@@ -20,6 +20,10 @@ _WAL_LIMIT = 4 * 1024 * 1024
 _TEMPORARY = "temp_store=MEMORY"
 
 
+_CACHE = "cache_size=-512"
+"""KiB of pages for each connection: the default's 2 MB fill up over weeks, and the system keeps them too."""
+
+
 class DbapiConnection(Protocol):
     """The part of a DBAPI connection that is used here; SQLAlchemy's for aiosqlite has it too."""
 
@@ -37,13 +41,14 @@ def set_up_writer(connection: DbapiConnection, record: object) -> None:
         "foreign_keys=ON",
         f"journal_size_limit={_WAL_LIMIT}",
         _TEMPORARY,
+        _CACHE,
     )
 
 
 def set_up_reader(connection: DbapiConnection, record: object) -> None:
     """A reader never writes and never checkpoints: only the writer does, one at a time."""
     del record
-    _pragmas(connection, "query_only=ON", "wal_autocheckpoint=0", _TEMPORARY)
+    _pragmas(connection, "query_only=ON", "wal_autocheckpoint=0", _TEMPORARY, _CACHE)
 
 
 def set_up_migration(connection: DbapiConnection, record: object) -> None:
