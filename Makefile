@@ -28,7 +28,7 @@ run: .venv/ready ## set up everything and run the daemon until Ctrl-C
 
 test: .venv/ready-dev ## set up everything and run all tests with coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses=$(WORKERS) --dist=loadfile
+	$(BIN)/coverage run -m pytest --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

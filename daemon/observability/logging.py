@@ -47,6 +47,7 @@ REPEAT_S = 300.0
 """The same warning is told again after this long at the earliest, with how often it came meanwhile."""
 
 _MOST_REMEMBERED = 200
+_USUAL = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 # syslog's levels, which journald reads from the beginning of a line (sd-daemon(3)).
 _PRIORITIES = (
@@ -134,9 +135,9 @@ def _marks(record: logging.LogRecord) -> tuple[Any, ...]:
     """What makes two records of one place differ: what they say, of whom, and what was raised."""
     if isinstance(record.msg, dict):  # structlog's
         return tuple((name, str(value)) for name, value in record.msg.items() if name != "timestamp")
-    whose = (str(getattr(record, name, "")) for name in ("agent", "run_id", "proposal"))
+    extras = ((name, str(value)) for name, value in record.__dict__.items() if name not in _USUAL)
     raised = record.exc_info[0] if isinstance(record.exc_info, tuple) else None
-    return (record.getMessage(), raised, *whose)
+    return (record.getMessage(), raised, *extras)
 
 
 def configure_logging(

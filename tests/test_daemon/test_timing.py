@@ -286,7 +286,7 @@ async def test_what_leads_to_no_run_is_recorded_in_one_go() -> None:
         clocks.slept = 3.5 * HOUR
         timer.wake_up()
         await seen(lambda: len(calls.settled) == 200)
-        assert calls.writes <= 3
+        assert calls.writes < 20  # in slices, not one by one
         assert {(row.fate, row.count, row.reason) for row in calls.settled} == {
             (Fate.MISSED, 3, "the machine was asleep")
         }
