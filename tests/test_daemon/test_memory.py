@@ -69,15 +69,16 @@ def check(found: list[dict[str, int]], first: int, most_kb: int) -> None:
     settled = found[first:]
     grown = max(each["rss_kb"] for each in settled) - settled[0]["rss_kb"]
     assert grown < most_kb, found
-    assert len({each["threads"] for each in settled}) == 1, found
+    # The pool of asyncio.to_thread may still get a thread when two calls meet; it has a limit.
+    assert max(each["threads"] for each in settled) <= settled[0]["threads"] + 2, found
     assert len({each["files"] for each in settled}) == 1, found
 
 
 @pytest.mark.nightly
-def test_a_hundred_thousand_runs_take_no_more_memory_than_ten_thousand(tmp_path: Path) -> None:
+def test_a_hundred_thousand_runs_take_no_more_memory_than_twenty_thousand(tmp_path: Path) -> None:
     found = held_over(tmp_path, 100_000, 10_000)
     assert len(found) == 10
-    check(found, first=0, most_kb=1024)
+    check(found, first=1, most_kb=1024)  # SQLite's pages and Python's free lists fill up first
 
 
 def test_nor_do_six_hundred_take_more_files_or_threads_than_two(tmp_path: Path) -> None:
