@@ -275,7 +275,9 @@ def _read(connection: sqlite3.Connection, kept: Kept) -> None:
         return
     kept.damage += [f"broken reference in {row[0]}" for row in connection.execute("PRAGMA foreign_key_check")]
     (kept.revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    kept.runs = {run_id: [] for (run_id,) in connection.execute("SELECT id FROM runs")}
+    # Of a run that was interrupted nothing is kept but that it was; proposals of one would be seen below.
+    query = "SELECT id FROM runs WHERE outcome != 'interrupted'"
+    kept.runs = {run_id: [] for (run_id,) in connection.execute(query)}
     rows = connection.execute("SELECT id, run_id, status, fingerprint FROM proposals ORDER BY id")
     for number, run_id, status, fingerprint in rows:
         kept.stands[number] = _S(status)
