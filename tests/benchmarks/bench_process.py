@@ -96,7 +96,7 @@ def test_commands(tmp_path: Path) -> None:
     plugin = (tmp_path / "data" / "plugins" / "ten.py").write_text
     plugin(TEN_AGENTS.replace("class Each", "class Base") + _ten_classes())
     config = tmp_path / "config" / "askfirst.toml"
-    tables = "".join(f"[agents.agent-{n}]\n" for n in range(10))
+    tables = "".join(f'[agents.agent-{n}]\nisolation = "none"\n' for n in range(10))
     config.write_text(config.read_text().replace("[agents.garden]\n", tables))
     options = {"cwd": tmp_path, "env": bench_environment(program), "stderr": subprocess.DEVNULL}
     commands = {

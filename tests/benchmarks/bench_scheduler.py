@@ -12,8 +12,12 @@ import subprocess
 import sys
 from collections.abc import Iterable
 
+import pytest
+
 from tests.benchmarks.schedulers import CONTENDERS
 from tests.support.stores import ROOT
+
+pytestmark = pytest.mark.timeout(1800)
 
 ROUNDS = 3
 FLOOR = "bare heap"
