@@ -74,11 +74,8 @@ class AgentMaker:
         Raises:
             AgentError: it cannot be made; the message says why.
         """
-        agent, config = await self._load(name)
-        entry = await asyncio.to_thread(self._registry.entry, name)
+        agent, config, entry = await asyncio.to_thread(_to_make, self._registry, self._settings, name)
         isolated = is_isolated(config, entry)
-        if not isolated:
-            agent = await asyncio.to_thread(self._registry.load, name)
         filled = AgentContext(
             llm=self._llm,
             templates=None if isolated else self._templates_of(agent),
@@ -130,6 +127,15 @@ def _loaded(registry: AgentRegistry, settings: Settings, name: str) -> tuple[typ
 
     agent = registry.get(name)
     return agent, settings.agent_config(name, agent)
+
+
+def _to_make(
+    registry: AgentRegistry, settings: Settings, name: str
+) -> tuple[type[BaseAgent], AgentConfig, AgentEntry]:
+    """What is needed to make the agent: its own class only if its code runs here."""
+    agent, config = _loaded(registry, settings, name)
+    entry = registry.entry(name)
+    return agent if is_isolated(config, entry) else registry.load(name), config, entry
 
 
 def _log_of(agent: str, run_id: str) -> Any:

@@ -253,7 +253,7 @@ class Timing:
                         return None
                     turn = self._turns[turn.agent] = turn.moved()
             return await self._call(turn)
-        except Exception:
+        except Exception:  # raised again: whatever it is, the due time stays open
             self.agenda.fail(turn)
             raise
         finally:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,27 +103,17 @@ def _nobody_else(database: Path) -> Iterator[None]:
 @contextmanager
 def _locked(path: Path, busy: str) -> Iterator[int]:
     from daemon.store.files import open_private  # noqa: PLC0415 - beside what it is needed for
+    from daemon.store.locks import lock_within  # noqa: PLC0415 - as above
 
     descriptor = open_private(path)
     try:
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while not _try(descriptor):
-            if time.monotonic() > deadline:
-                number = os.pread(descriptor, 32, 0).split()
-                who = f" (pid {number[0].decode('ascii', 'replace')})" if number else ""
-                raise DaemonRunning(busy.format(who))
-            time.sleep(0.02)
+        if not lock_within(descriptor, _LOCK_WAIT_S):
+            number = os.pread(descriptor, 32, 0).split()
+            who = f" (pid {number[0].decode('ascii', 'replace')})" if number else ""
+            raise DaemonRunning(busy.format(who))
         yield descriptor
     finally:
         os.close(descriptor)
-
-
-def _try(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _check_origin(plan: Plan, *, from_another: bool) -> None:

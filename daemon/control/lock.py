@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from daemon.errors import DaemonRunning
-from daemon.store.files import private_folder
+from daemon.store.files import DAEMON_LOCK, private_folder
 from daemon.store.locks import FileLock, LockBusy, not_inherited
 
-LOCK = "daemon.lock"
+LOCK = DAEMON_LOCK
 """Name of the lock file in the data folder; it is never deleted, since that would split the lock."""
 
 WAIT_S = 0.4

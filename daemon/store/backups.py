@@ -9,11 +9,9 @@ Everything here blocks: call it in a thread.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from daemon.errors import StoreError, StoreFull
 from daemon.store.contents import COUNTED, Contents, Stop, contents_of, reading
 from daemon.store.faults import translated
 from daemon.store.files import flush_folder, hand_over, open_private, private_subfolder
+from daemon.store.locks import lock_within
 
 DRAFT = ".new"
 """End of the name of a file that is not finished."""
@@ -183,23 +182,12 @@ def _one_at_a_time(database: Path) -> Iterator[None]:
     locks = private_subfolder(database.parent, "locks")
     descriptor = open_private(locks / "backup.lock")
     try:
-        deadline = time.monotonic() + _WAIT_S
-        while not _locked(descriptor):
-            if time.monotonic() > deadline:
-                msg = f"another backup of {database} has been under way for {_WAIT_S:g} s; try again later"
-                raise StoreError(msg)
-            time.sleep(0.05)
+        if not lock_within(descriptor, _WAIT_S):
+            msg = f"another backup of {database} has been under way for {_WAIT_S:g} s; try again later"
+            raise StoreError(msg)
         yield
     finally:
         os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _in_folder(database: Path, folder: Path, moment: datetime) -> Path:

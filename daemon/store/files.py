@@ -127,17 +127,30 @@ def read_marker(folder: Path) -> str | None:
 
 def write_marker(folder: Path, instance_id: str) -> None:
     """Write the marker, whole or not at all."""
-    draft = folder / f"{MARKER}.new"
+    write_private(folder / MARKER, f"{instance_id}\n", draft=folder / f"{MARKER}.new")
+
+
+def write_private(path: Path, text: str, *, draft: Path) -> None:
+    """Write a file that only its owner may read, whole or not at all.
+
+    Args:
+        path: the file; what was there is replaced.
+        text: what it shall hold.
+        draft: where it is written first, in the same folder.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     descriptor = open_private(draft, os.O_TRUNC)
     try:
-        os.write(descriptor, f"{instance_id}\n".encode())
+        os.write(descriptor, text.encode())
         os.fsync(descriptor)
     except OSError as error:
         msg = f"{draft} cannot be written: {error.strerror}"
         raise StoreError(msg) from error
     finally:
         os.close(descriptor)
-    draft.replace(folder / MARKER)
+    draft.replace(path)
 
 
 def out_of_room(folder: Path) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import random
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -85,6 +86,21 @@ def _try(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+def lock_within(descriptor: int, limit: float) -> bool:
+    """Take the lock of an open file from a thread that may wait; tells whether it could be had.
+
+    Args:
+        descriptor: the open file; closing it gives the lock back.
+        limit: most seconds to wait.
+    """
+    deadline = time.monotonic() + limit
+    while not _try(descriptor):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_LONGEST_WAIT)  # polled, as above
     return True
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
 
-from daemon.errors import StoreError
-from daemon.store.files import open_private, private_subfolder
+from daemon.store.files import private_subfolder, write_private
 
 FOLDER = "hooks"
 """Name of the folder of tokens in the data folder."""
@@ -51,16 +49,7 @@ class HookTokens:
         folder = private_subfolder(self._data_dir, FOLDER)
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         draft = folder / f".{agent}.new"  # no agent's name begins with a dot
-        descriptor = open_private(draft, os.O_TRUNC)
-        try:
-            os.write(descriptor, f"{token}\n".encode())
-            os.fsync(descriptor)
-        except OSError as error:
-            msg = f"{draft} cannot be written: {error.strerror}"
-            raise StoreError(msg) from error
-        finally:
-            os.close(descriptor)
-        draft.replace(self.path(agent))
+        write_private(self.path(agent), f"{token}\n", draft=draft)
         return token
 
     def _all(self) -> dict[str, str]:

@@ -23,19 +23,6 @@ pytestmark = pytest.mark.process
 BEDS = ("leeks dry", "kale wet", "beans dry")
 
 
-@pytest.fixture
-def garden(tmp_path: Path) -> Program:
-    return Program.with_garden(tmp_path, *BEDS, settings='isolation = "none"')
-
-
-@pytest.fixture
-def running(garden: Program) -> Iterator[Daemon]:
-    """A daemon that has proposed to water the leeks (1) and the beans (2)."""
-    with daemon_of(garden) as daemon:
-        daemon.wait_for("run finished")
-        yield daemon
-
-
 class TestOtherUsers:
     """As root, another user is made by giving up root's rights in a process of its own."""
 

@@ -9,7 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -53,19 +52,6 @@ class SlowAgent(BaseAgent):
         with path.open("a") as file:
             file.write("x")
 """
-
-
-@pytest.fixture
-def garden(tmp_path: Path) -> Program:
-    return Program.with_garden(tmp_path, *BEDS, settings='isolation = "none"')
-
-
-@pytest.fixture
-def running(garden: Program) -> Iterator[Daemon]:
-    """A daemon that has proposed to water the leeks (1) and the beans (2)."""
-    with daemon_of(garden) as daemon:
-        daemon.wait_for("run finished")
-        yield daemon
 
 
 @pytest.fixture

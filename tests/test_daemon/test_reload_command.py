@@ -5,9 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -18,19 +16,6 @@ from tests.support.waiting import seen_now
 pytestmark = pytest.mark.process
 
 BEDS = ("leeks dry", "kale wet", "beans dry")
-
-
-@pytest.fixture
-def garden(tmp_path: Path) -> Program:
-    return Program.with_garden(tmp_path, *BEDS, settings='isolation = "none"')
-
-
-@pytest.fixture
-def running(garden: Program) -> Iterator[Daemon]:
-    """A daemon that has proposed to water the leeks (1) and the beans (2)."""
-    with daemon_of(garden) as daemon:
-        daemon.wait_for("run finished")
-        yield daemon
 
 
 def test_reload_says_what_changed_takes_it_over_and_nothing_when_nothing_did(running: Daemon) -> None:
