@@ -20,6 +20,10 @@ from tests.support.waiting import seen_now
 LIMIT_S = 30.0
 
 
+BEDS = ("leeks dry", "kale wet", "beans dry")
+"""What the garden agent finds; it proposes to water the dry ones."""
+
+
 @dataclass
 class Daemon:
     """A daemon that runs beside the test."""

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.control import Daemon, daemon_of
+from tests.support.control import BEDS, Daemon, daemon_of
 from tests.support.program import Program
-
-BEDS = ("leeks dry", "kale wet", "beans dry")
 
 
 @pytest.fixture

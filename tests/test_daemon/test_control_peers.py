@@ -15,12 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.control import Daemon, daemon_of
+from tests.support.control import BEDS, Daemon, daemon_of
 from tests.support.program import Program
 
 pytestmark = pytest.mark.process
-
-BEDS = ("leeks dry", "kale wet", "beans dry")
 
 
 class TestOtherUsers:

@@ -17,14 +17,12 @@ from typing import Any
 import pytest
 
 from daemon.control.places import LONGEST_PATH, SOCKET
-from tests.support.control import Daemon, daemon_of
+from tests.support.control import BEDS, Daemon, daemon_of
 from tests.support.program import Ended, Program
 from tests.support.prometheus import samples
 from tests.support.waiting import seen_now
 
 pytestmark = pytest.mark.process
-
-BEDS = ("leeks dry", "kale wet", "beans dry")
 
 # An agent whose changes take as long as the test wants: until there is a file "go".
 SLOW = """

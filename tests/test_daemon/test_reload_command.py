@@ -15,8 +15,6 @@ from tests.support.waiting import seen_now
 
 pytestmark = pytest.mark.process
 
-BEDS = ("leeks dry", "kale wet", "beans dry")
-
 
 def test_reload_says_what_changed_takes_it_over_and_nothing_when_nothing_did(running: Daemon) -> None:
     assert running.call("reload").out == "Nothing changed.\n"
