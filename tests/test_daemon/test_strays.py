@@ -70,8 +70,8 @@ def test_the_dead_are_no_strays(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""], env={"MARK_OF_A_TEST": str(tmp_path)})
     seen_now(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE)
     try:
-        assert strays._strays(os.getpid(), f"MARK_OF_A_TEST={tmp_path}") == [
+        assert strays._strays(os.getpid(), f"MARK_OF_A_TEST={tmp_path}") == sorted(
             child.pid for child in psutil.Process().children(recursive=True) if child.pid != process.pid
-        ]
+        )
     finally:
         process.wait()
