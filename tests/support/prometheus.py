@@ -1,4 +1,4 @@
-"""The real promtool, if it is here: $PROMTOOL, the PATH, or Debian's package unpacked into .tools/."""
+"""The real Prometheus and its family, if here: a variable, the PATH, or Debian's packages in .tools."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ from pathlib import Path
 
 import pytest
 
-UNPACKED = Path(__file__).parents[2] / ".tools/prometheus/usr/bin/promtool"
-HOW_TO_GET_IT = (
-    "promtool is missing; set PROMTOOL, or in the repository: apt-get download prometheus "
-    "&& dpkg -x prometheus_*.deb .tools/prometheus"
-)
+TOOLS = Path(__file__).parents[2] / ".tools"
+
+PACKAGES = {
+    "promtool": "prometheus",
+    "prometheus": "prometheus",
+    "prometheus-alertmanager": "prometheus-alertmanager",
+    "amtool": "prometheus-alertmanager",
+    "prometheus-pushgateway": "prometheus-pushgateway",
+}
+"""Each program with Debian's package of it."""
 
 
-def promtool() -> str:
-    """The path of promtool; the test is skipped, with the reason, where there is none."""
-    for candidate in (os.environ.get("PROMTOOL"), shutil.which("promtool"), str(UNPACKED)):
+def tool(name: str) -> str:
+    """The path of one of `PACKAGES`; the test is skipped, with the reason, where there is none."""
+    package, variable = PACKAGES[name], name.upper().replace("-", "_")
+    for candidate in (os.environ.get(variable), shutil.which(name), TOOLS / package / "usr/bin" / name):
         if candidate and os.access(candidate, os.X_OK):
-            return candidate
-    pytest.skip(HOW_TO_GET_IT)
+            return str(candidate)
+    pytest.skip(
+        f"{name} is missing; set {variable}, or in the repository: apt-get download {package} "
+        f"&& dpkg -x {package}_*.deb .tools/{package}"
+    )
 
 
 def complaints(text: str) -> str:
     """What `promtool check metrics` says against the metrics in `text`; empty when they are clean."""
-    command = [promtool(), "check", "metrics"]
+    command = [tool("promtool"), "check", "metrics"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
     return "" if done.returncode == 0 else f"exit {done.returncode}: {done.stdout}{done.stderr}"
 

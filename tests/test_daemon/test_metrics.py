@@ -1,4 +1,4 @@
-"""Metrics: named by the conventions, clean for promtool, and of a bounded number of series."""
+"""Metrics: named by the conventions, clean for tool, and of a bounded number of series."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llm.events import (
     FirstToken,
     Retried,
 )
-from tests.support.prometheus import complaints, promtool, samples
+from tests.support.prometheus import complaints, samples, tool
 
 BEGAN = datetime(2026, 11, 1, 12, tzinfo=UTC)
 
@@ -268,7 +268,7 @@ async def test_a_scraper_that_asks_for_openmetrics_gets_it(metrics: Metrics) -> 
 
 
 async def test_promtool_finds_nothing_to_complain_about(metrics: Metrics) -> None:
-    promtool()
+    tool("promtool")
     metrics.observe_call(a_call())
     metrics.observe_call(CallFailed(backend="ollama", model="m", latency=1.0, code="timeout"))
     metrics.observe_call(FirstToken(**WHERE, seconds=0.5))
@@ -280,7 +280,7 @@ async def test_promtool_finds_nothing_to_complain_about(metrics: Metrics) -> Non
 
 
 def test_promtool_does_complain_about_bad_metrics() -> None:
-    promtool()
+    tool("promtool")
     assert complaints("# TYPE badName counter\nbadName 1\n")
 
 

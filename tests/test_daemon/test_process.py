@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.background import TICKER, configure, running, ticks
 from tests.support.program import Program
-from tests.support.prometheus import complaints, promtool, samples
+from tests.support.prometheus import complaints, samples, tool
 from tests.support.waiting import seen_now
 
 pytestmark = pytest.mark.process
@@ -53,7 +53,7 @@ def outcomes(folder: Path) -> list[str]:
 
 
 def test_it_runs_agents_answers_and_ends_within_two_seconds_of_sigterm(folder: Path) -> None:
-    promtool()
+    tool("promtool")
     configure(folder, "ticker", TICKER)
     with running(folder) as program:
         seen_now(lambda: len(ticks(folder)) >= 2)

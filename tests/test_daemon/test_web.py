@@ -18,7 +18,7 @@ from daemon.observability.metrics import Metrics
 from daemon.web.app import build_app
 from daemon.web.ops import Operations
 from daemon.web.server import MAX_CONNECTIONS, REQUEST_LIMIT_S, WebServer
-from tests.support.prometheus import complaints, promtool
+from tests.support.prometheus import complaints, tool
 
 PATHS = ("/", "/metrics", "/healthz", "/readyz")
 
@@ -102,7 +102,7 @@ async def test_metrics_are_served_clean_and_in_the_format_that_is_asked_for(
     assert "askfirst_build_info{python=" in plain.text
     openmetrics = {"Accept": "application/openmetrics-text; version=1.0.0"}
     assert (await client.get("/metrics", headers=openmetrics)).text.endswith("# EOF\n")
-    promtool()
+    tool("promtool")
     assert complaints(plain.text) == ""
 
 
