@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -71,6 +72,17 @@ def nothing_blocks_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
             for file, names in ALLOWED.items():
                 function.can_block_in(file, names)
         yield
+
+
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Coverage does not look on, nor in the processes that the test starts: for what runs the same lines ten
+    thousand times, or starts the program hundreds of times, and would take several times as long."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(tracer)
 
 
 @pytest.hookimpl(wrapper=True)
