@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack, overload
 from weakref import WeakSet
 
-from llm.caller import current_caller, new_call_id
+from llm.caller import current_caller, new_call_id, under_call
 from llm.config import LLMConfig
 from llm.deadline import deadline
 from llm.errors import (
@@ -410,7 +410,8 @@ class LLMClient(ABC):
     async def _observed_send(self, request: LLMRequest) -> LLMResponse:
         watch = Watch(self, request, "chat")
         try:
-            response = await self.send(request)
+            with under_call(watch.call_id):
+                response = await self.send(request)
         except BaseException as error:  # noqa: BLE001 - told to the observers, and raised again
             raise watch.failed(error) from watch.cause(error)
         return watch.finished(response)
@@ -418,7 +419,8 @@ class LLMClient(ABC):
     async def _observed_embed(self, request: EmbedRequest) -> Embeddings:
         watch = Watch(self, request, "embed")
         try:
-            found = await self.send_embed(request)
+            with under_call(watch.call_id):
+                found = await self.send_embed(request)
         except BaseException as error:  # noqa: BLE001 - told to the observers, and raised again
             raise watch.failed(error) from watch.cause(error)
         return watch.embedded(found)

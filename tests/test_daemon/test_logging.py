@@ -24,7 +24,8 @@ import structlog
 
 from agents.proposal import Decision, Proposal, ProposalStatus
 from daemon.events import ProposalChanged, RunFinished, RunOutcome, RunResult
-from daemon.observability.logging import QUIET, EventLog, configure_logging, dropped_lines
+from daemon.observability.logging import EventLog, configure_logging, dropped_lines
+from daemon.parts import QUIET
 
 ROOT = Path(__file__).parents[2]
 BEGAN = datetime(2026, 11, 1, 12, tzinfo=UTC)
