@@ -109,14 +109,15 @@ def is_part(name: str, agents: Collection[str] | None = None) -> bool:
         return top in QUIET or top == "py" or _is_installed(top)
     if top == "askfirst":
         return not rest
-    return _is_module(name) or (top == "agents" and _is_agent(rest, agents))
+    return is_module(name) or (top == "agents" and _is_agent(rest, agents))
 
 
 def _is_agent(name: str, agents: Collection[str] | None) -> bool:
     return NAME_PATTERN.fullmatch(name) is not None and (agents is None or name in agents)
 
 
-def _is_module(name: str) -> bool:
+def is_module(name: str) -> bool:
+    """Whether there is a module of ours of that name; it is looked for, not imported."""
     place = _ROOT.joinpath(*name.split("."))
     return place.is_dir() or place.with_suffix(".py").is_file()
 

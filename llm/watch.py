@@ -91,6 +91,8 @@ class Watch:
         raised = (
             error if isinstance(error, LLMError) or not isinstance(error, Exception) else self._foreign(error)
         )
+        if isinstance(raised, LLMError):
+            raised.call_id = self.call_id
         code = raised.code if isinstance(raised, LLMError) else self._cut_code()
         latency = time.perf_counter() - self._started
         self._client.emit(

@@ -1,8 +1,8 @@
 """Log lines: structlog over the standard library, console for people, one JSON object a line for machines.
 
 A line is made where it is logged and written by a thread (`sink.LineSink`), so logging never blocks the event
-loop. Modules log through `logging`, with values in `extra`; only this file knows structlog. What a line is about
-(the run, the proposal, the model call) is put into it here, from `context`. Where standard error is journald's,
+loop. Modules log through `logging`, with values in `extra`; only this file knows structlog. What a line is
+about (run, proposal, model call) is put into it here, from `context`. Where standard error is journald's,
 lines are entries of its own kind (`journal`).
 """
 
@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from agents.proposal import Proposal, ProposalStatus
 from daemon.lean import without
 
 with without("rich"):  # 3 MB for tracebacks in colour, which are not asked for
@@ -30,10 +31,12 @@ from daemon.events import (
     AgentStateChanged,
     Event,
     ProposalChanged,
+    RunBegun,
     RunFinished,
     RunOutcome,
     RunResult,
 )
+from daemon.observability.calls import CallLog
 from daemon.observability.context import what_it_is_about
 from daemon.observability.journal import SOCKET, Journal, entry_of
 from daemon.observability.levels import LogLevels
@@ -51,6 +54,14 @@ REPEAT_S = 300.0
 """The same warning is told again after this long at the earliest, with how often it came meanwhile."""
 
 _MOST_REMEMBERED = 200
+_S = ProposalStatus
+_CARRIED_OUT = frozenset({_S.APPLYING, _S.UNDOING})
+_COUNTS = frozenset(
+    {
+        "cached_calls", "calls", "completion_tokens", "duplicates", "over_cap", "prompt_tokens",
+        "suppressed", "withdrawn",
+    }
+)  # fmt: skip
 _SHOWN_BY_JOURNAL = frozenset({"timestamp", "level", "logger"})
 _USUAL = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
@@ -132,7 +143,7 @@ def _marks(record: logging.LogRecord) -> tuple[Any, ...]:
     return (record.getMessage(), raised, *extras)
 
 
-def configure_logging(  # noqa: PLR0913 - all but the level are for callers with wishes of their own
+def configure_logging(
     level: str = "info",
     format: str = "auto",  # noqa: A002 - the name of the setting
     stream: TextIO | None = None,
@@ -188,9 +199,7 @@ def _is_journal(stream: TextIO) -> bool:
     return os.environ.get("JOURNAL_STREAM", "") == f"{state.st_dev}:{state.st_ino}"
 
 
-def adjust_logging(
-    level: str, secrets: Iterable[str] = (), levels: Mapping[str, str] | None = None
-) -> None:
+def adjust_logging(level: str, secrets: Iterable[str] = (), levels: Mapping[str, str] | None = None) -> None:
     """Log from another level on, as `configure_logging` would, and keep more values out of the lines.
 
     What was asked for by a command stays in force.
@@ -339,6 +348,8 @@ def _for_a_terminal(event: EventDict) -> EventDict:
     """All on one line, but a traceback, whose lines are indented so that none can pose as a log line."""
     safe: EventDict = {}
     for name, value in event.items():
+        if value == 0 and name in _COUNTS:  # what did not happen
+            continue
         if name == "exception":
             safe[name] = "\n".join("    " + escaped(line) for line in value.split("\n"))
         else:
@@ -361,14 +372,21 @@ class EventLog:
 
     An agent's first failure is a warning; the same one again is told as information, with how often it came,
     and so is the run that succeeds after it.
+
+    Args:
+        calls: knows what the model calls of a run amount to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, calls: CallLog | None = None) -> None:
+        self._calls = calls
         self._failures: dict[str, tuple[tuple[RunOutcome, str | None], int]] = {}
 
     def note(self, event: Event) -> None:
         """Write what happened: a subscriber of the event bus."""
         match event:
+            case RunBegun():
+                values = {"agent": event.agent, "run_id": event.run_id, "trigger": event.trigger}
+                _log(logging.DEBUG, "run began", values)
             case RunFinished(result=result):
                 self._run(result)
             case ProposalChanged():
@@ -379,16 +397,17 @@ class EventLog:
                 pass
 
     def _run(self, result: RunResult) -> None:
+        calls = {} if self._calls is None else self._calls.taken(result.run_id)
         if result.outcome is RunOutcome.CANCELLED:
-            _log_run(result, logging.INFO)
+            _log_run(result, logging.INFO, calls)
             return
         before, count = self._failures.pop(result.agent, (None, 0))
         if result.outcome is RunOutcome.SUCCEEDED:
-            _log_run(result, logging.INFO, failures_before=count or None)
+            _log_run(result, logging.INFO, calls, failures_before=count or None)
             return
         failure = (result.outcome, result.error)
         self._failures[result.agent] = (failure, count + 1)
-        _log_run(result, logging.INFO if failure == before else logging.WARNING, failures=count + 1)
+        _log_run(result, logging.INFO if failure == before else logging.WARNING, calls, failures=count + 1)
 
 
 def _log_state(event: AgentStateChanged) -> None:
@@ -403,13 +422,15 @@ def _log_state(event: AgentStateChanged) -> None:
     _log(logging.INFO, "agent changed", values)
 
 
-def _log_run(result: RunResult, level: int, **more: Any) -> None:
+def _log_run(result: RunResult, level: int, calls: Mapping[str, Any], **more: Any) -> None:
+    late = None if result.due is None else max(0.0, (result.started_at - result.due).total_seconds())
     values = {
         "agent": result.agent,
         "run_id": result.run_id,
         "outcome": result.outcome.value,
         "trigger": result.trigger,
         "seconds": round(result.seconds, 3),
+        "late_seconds": None if late is None else round(late, 3),
         "proposals": len(result.proposals),
         "duplicates": result.duplicates,
         "suppressed": result.suppressed,
@@ -419,6 +440,7 @@ def _log_run(result: RunResult, level: int, **more: Any) -> None:
         "cached_calls": result.cached_calls,
         "prompt_tokens": result.prompt_tokens,
         "completion_tokens": result.completion_tokens,
+        **calls,
         "backend": result.backend,
         "model": result.model,
         "error": result.error,
@@ -432,7 +454,6 @@ def _log_run(result: RunResult, level: int, **more: Any) -> None:
 
 def _log_change(event: ProposalChanged) -> None:
     proposal = event.proposal
-    decision = proposal.decisions[-1] if proposal.decisions else None
     values = {
         "proposal": proposal.id,
         "agent": proposal.agent,
@@ -441,14 +462,29 @@ def _log_change(event: ProposalChanged) -> None:
         "before": event.before.value if event.before else None,
         "kind": proposal.kind,
         "title": proposal.title,
-        "by": decision.by if decision else None,
-        "via": decision.via if decision else None,
+        **_decided(proposal, event.before),
         "error": proposal.error,
     }
     if event.before is None:  # the run's own line counts them
-        _log(logging.DEBUG, "proposal made", values)
+        _log(logging.DEBUG, "proposal made", {**values, "call_ids": list(proposal.call_ids) or None})
     else:
         _log(logging.INFO, "proposal changed", values)
+
+
+def _decided(proposal: Proposal, before: ProposalStatus | None) -> dict[str, Any]:
+    """Who brought the change, through what and after how long; nothing if time or the agent did."""
+    decision = proposal.decisions[-1] if proposal.decisions else None
+    changed = proposal.updated_at
+    if decision is None or changed is None:
+        return {}
+    person = {"by": decision.by, "via": decision.via}
+    if decision.at == changed:
+        made = proposal.created_at or changed
+        waited = round(max(0.0, (changed - made).total_seconds()), 3)
+        return {"action": decision.action, **person, "waited_seconds": waited}
+    if before in _CARRIED_OUT or proposal.status is _S.NEEDS_ATTENTION:  # what was decided then has its end
+        return {**person, "seconds": round((changed - decision.at).total_seconds(), 3)}
+    return {}
 
 
 def _log(level: int, text: str, values: dict[str, Any]) -> None:
