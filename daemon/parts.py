@@ -73,7 +73,7 @@ def parse_levels(text: str) -> dict[str, str]:
     return found
 
 
-def checked_levels(levels: Mapping[str, Any], agents: Collection[str] | None = None) -> dict[str, str]:
+def checked_levels(levels: Mapping[str, Any], *, agents: Collection[str] | None = None) -> dict[str, str]:
     """The levels of parts, if all of them can hold. Looks for files.
 
     Args:

@@ -9,7 +9,7 @@ import click
 
 from daemon.commands.base import Invocation, command_options, examples, pass_invocation, person
 from daemon.commands.shapes import rough
-from daemon.parts import parse_levels
+from daemon.parts import checked_levels, parse_levels
 from daemon.render import Column, Screen
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def command() -> None:
 def level(call: Invocation, levels: tuple[str, ...], duration: str | None, reset: bool, by: str) -> None:
     """Show from which level on each part of the running daemon logs, or change it while it runs.
 
-    PART is llm, agents, daemon or askfirst (the lines about runs and decisions), a module such as daemon.store,
-    agents.NAME for one agent, or a library. LEVEL is debug, info, warning or error; an empty one goes back to the
-    configuration. Nothing logs what models are asked or answer: see askfirst runs show.
+    PART is llm, agents, daemon or askfirst (the lines about runs and decisions), a module such as
+    daemon.store, agents.NAME for one agent, or a library. LEVEL is debug, info, warning or error; an empty
+    one goes back to the configuration. No level shows what models are asked: see askfirst runs show.
 
     What is changed holds until it is changed again or the daemon ends; askfirst reload does not end it.
     """
@@ -82,7 +82,7 @@ def _read(levels: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             dropped.append(part)
             continue
         try:
-            wanted.update(parse_levels(text))
+            wanted.update(checked_levels(parse_levels(text)))
         except ValueError as error:
             raise click.UsageError(str(error)) from error
     return wanted, dropped

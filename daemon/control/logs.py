@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from daemon.errors import DaemonError
-from daemon.observability.levels import LogLevels, installed_levels
+from daemon.observability.levels import installed_levels
 from daemon.parts import checked_levels
 
 LONGEST_S = 7 * 24 * 3600
@@ -55,7 +55,7 @@ class LogControls:
         """Go back to the configuration, with these parts or with all; returns what holds now."""
         installed = installed_levels()
         for part in installed.forget(parts):
-            self._tell(part, _level_of(installed, part), by, None)
+            self._tell(part, "as configured", by, None)
         return installed.as_data()
 
     @staticmethod
@@ -63,8 +63,3 @@ class LogControls:
         values = {"part": part, "log_level": level, "by": by, "for_seconds": seconds}
         known = {name: value for name, value in values.items() if value is not None}
         _log.info("a log level was changed", extra=known)
-
-
-def _level_of(levels: LogLevels, part: str) -> str:
-    found = levels.as_data()
-    return next((each["level"] for each in found["parts"] if each["part"] == part), "configuration")

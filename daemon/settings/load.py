@@ -326,12 +326,10 @@ def _open_address(settings: Settings) -> list[SettingsProblem]:
 
 def _silent_parts(settings: Settings) -> list[SettingsProblem]:
     """Levels of agents that there are not: nothing is wrong with them, and nothing will come of them."""
+    path: KeyPath = ("daemon", "log_levels")
+    parts = [part for part in settings.daemon.log_levels if part.startswith("agents.")]
     return [
-        settings.sources.problem(
-            ("daemon", "log_levels"), f"{part} logs nothing: there is no table [{part}] that enables it"
-        )
-        for part in settings.daemon.log_levels
-        if part.startswith("agents.")
-        and not is_module(part)
-        and part.removeprefix("agents.") not in settings.agents
+        settings.sources.problem(path, f"{part} logs nothing: there is no table [{part}] that enables it")
+        for part in parts
+        if not is_module(part) and part.removeprefix("agents.") not in settings.agents
     ]
