@@ -98,37 +98,35 @@ def test_a_proposal_is_followed_from_its_run_over_its_call_to_what_came_of_it(as
     assert changed_line["for_seconds"] == 600
 
 
-def test_levels_are_shown_changed_and_taken_back_while_it_runs(running: Daemon) -> None:
+def test_levels_are_shown_changed_and_taken_back_and_go_back_by_themselves(running: Daemon) -> None:
     assert running.call("log", "level").out.split() == [
         "part", "level", "from", "until", "everything", "else", "info", "configuration",
     ]  # fmt: skip
     refused = running.call("log", "level", "daemon=debug", "agents.gardn=debug")
     assert refused.code == 1
     assert "there is nothing called 'agents.gardn' that logs" in refused.err
-    running.call("log", "level", "daemon=warning", "llm=debug")
+    running.call("log", "level", "daemon.store=warning", "llm=debug")
     assert running.call("reload").out == "Nothing changed.\n"
     kept = running.call("log", "level", "--json").data["parts"]
     assert [(part["part"], part["level"], part["from"]) for part in kept] == [
-        ("daemon", "warning", "command"),
+        ("daemon.store", "warning", "command"),
         ("llm", "debug", "command"),
     ]
     path = running.program.folder / "config" / "askfirst.toml"
-    path.write_text(path.read_text().replace("[daemon]", '[daemon]\nlog_levels = { daemon = "error" }'))
-    assert 'daemon.log_levels: {} -> {"daemon": "error"}' in running.call("reload").out
-    back = running.call("log", "level", "daemon=", "--json").data["parts"]
+    path.write_text(path.read_text().replace("[daemon]", '[daemon]\nlog_levels = { daemon.store = "error" }'))
+    assert 'daemon.log_levels: {} -> {"daemon.store": "error"}' in running.call("reload").out
+    back = running.call("log", "level", "daemon.store=", "--json").data["parts"]
     assert [(part["part"], part["level"], part["from"]) for part in back] == [
-        ("daemon", "error", "configuration"),
+        ("daemon.store", "error", "configuration"),
         ("llm", "debug", "command"),
     ]
     assert [part["from"] for part in running.call("log", "level", "--reset", "--json").data["parts"]] == [
         "configuration"
     ]
-
-
-def test_a_level_asked_for_a_moment_goes_back_by_itself(running: Daemon) -> None:
     running.call("log", "level", "llm=debug", "--for", "1s")
     running.wait_for("a log level is as the configuration has it again")
-    assert running.call("log", "level", "--json").data["parts"] == []
+    (left,) = running.call("log", "level", "--json").data["parts"]
+    assert left == {"part": "daemon.store", "level": "error", "from": "configuration", "seconds_left": None}
 
 
 @pytest.mark.parametrize(
