@@ -387,7 +387,9 @@ class LLMClient(ABC):
             if self._closed:
                 msg = f"the {self.name} client was closed during the call"
                 raise CallCancelled(msg) from None
-            raise self._too_late(request.model, seconds) from error
+            late = self._too_late(request.model, seconds)
+            late.call_id = getattr(error.__cause__, "call_id", "")  # the timer's cancellation has been there
+            raise late from error
         # The watch has named what came from a backend; a middleware may have answered without one.
         return response if response.call_id else replace(response, call_id=new_call_id())
 

@@ -258,6 +258,9 @@ def test_its_lines_are_in_the_journal_with_their_values_as_fields(service: Conta
     assert run["MESSAGE"].startswith(f"run finished agent=garden run_id={run['RUN_ID']} outcome=succeeded ")
     own = journal_of(service, "_SYSTEMD_UNIT=askfirst.service", "SYSLOG_IDENTIFIER=askfirst")
     assert any(str(entry["MESSAGE"]).startswith("askfirst is running address=") for entry in own)
+    service.run("systemctl", "restart", "systemd-journald")  # nobody has to be told of it
+    told = len(journal_of(service, "AGENT=garden"))
+    seen_now(lambda: len(journal_of(service, "AGENT=garden")) > told)
     shown = service.run("askfirst", "service", "logs", "-n", "500").stdout
     assert "askfirst is running" in shown
 
