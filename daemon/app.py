@@ -20,6 +20,7 @@ from daemon.deadman import DeadMan
 from daemon.errors import DaemonError, ExitCode, SettingsError, StoreFull
 from daemon.events import AgentState, EventBus, RunOutcome
 from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
+from daemon.observability.calls import CallLog
 from daemon.observability.health import Health, Ping
 from daemon.observability.logging import EventLog, adjust_logging, configure_logging, dropped_lines
 from daemon.observability.metrics import Metrics
@@ -57,6 +58,7 @@ class Daemon:
         llm_config: how to reach the model; None lets the settings choose.
         agents: names or classes of the agents; None means those that the settings enable.
         log_level: instead of `settings.daemon.log_level`.
+        log_format: instead of `settings.daemon.log_format`.
 
     Attributes:
         lifecycle: how to ask it to stop, as a signal does.
@@ -72,23 +74,25 @@ class Daemon:
         llm_config: LLMConfig | None = None,
         agents: Sequence[str | type[BaseAgent]] | None = None,
         log_level: str | None = None,
+        log_format: str | None = None,
     ) -> None:
         self.settings = settings
         self.lifecycle = Lifecycle()
         self.ready = asyncio.Event()
         self.url: str | None = None
         self.stalls: StallWatch | None = None
-        self._fixed_level = log_level
+        self._fixed_level, self._fixed_format = log_level, log_format
+        calls = CallLog()
         self._metrics = Metrics(dropped_lines=dropped_lines)
         self._scheduler = AgentScheduler(
             llm_config,
             agents,
             settings,
             events=EventBus(),
-            llm_observers=[self._metrics.observe_call],
+            llm_observers=[self._metrics.observe_call, calls.observe],
         )
         self._scheduler.events.subscribe(self._metrics.observe_event)
-        self._scheduler.events.subscribe(EventLog().note)
+        self._scheduler.events.subscribe(EventLog(calls).note)
         self._space = SpaceGuard(
             settings.daemon.data_dir,
             settings.daemon.min_free_bytes,
@@ -133,7 +137,12 @@ class Daemon:
         from daemon.settings import all_keys  # noqa: PLC0415 - loads pydantic
 
         secrets, daemon = all_keys(self.settings), self.settings.daemon
-        return configure_logging(self._fixed_level or daemon.log_level, daemon.log_format, secrets=secrets)
+        return configure_logging(
+            self._fixed_level or daemon.log_level,
+            self._fixed_format or daemon.log_format,
+            secrets=secrets,
+            levels=daemon.log_levels,
+        )
 
     async def reload(self) -> tuple[str, ...]:
         """Read the configuration again, whole or not at all; returns what changed, one sentence each.
@@ -164,7 +173,8 @@ class Daemon:
                     self._dead_man.set_agents(self._ping_addresses(self._scheduler.runtime))
                 if self._house is not None:
                     self._house.follow(settings)
-                adjust_logging(self._fixed_level or settings.daemon.log_level)
+                levels = settings.daemon.log_levels
+                adjust_logging(self._fixed_level or settings.daemon.log_level, levels=levels)
         for text in (*settings.warnings, *changes):
             _log.info("the configuration was read again: %s", text)
         return changes

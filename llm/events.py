@@ -72,6 +72,19 @@ class CallFinished(CallEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallPriced(CallEvent):
+    """What an answered call cost is known: as it ends, or some seconds later if a list had to be looked into.
+
+    Attributes:
+        call_id: the call.
+        cost: in US dollars, at list prices or the owner's own; 0 on hardware of one's own.
+    """
+
+    call_id: str = ""
+    cost: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallFailed(CallEvent):
     """A backend call failed with the error class `code` after `latency` seconds."""
 
@@ -86,7 +99,9 @@ class CallFailed(CallEvent):
 @quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheHit(CallEvent):
-    """The response cache answered; no backend was called."""
+    """The response cache answered; no backend was called. `call_id` names the call in logs and stores."""
+
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,19 +116,24 @@ class Coalesced(CallEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retried(CallEvent):
-    """A call failed with `code` and is made again after `delay` seconds; `attempt` counts from 2."""
+    """A call failed with `code` and is made again after `delay` seconds; `attempt` counts from 2.
+
+    `call_id` names the attempt that failed; empty if nothing had reached the backend.
+    """
 
     attempt: int
     delay: float
     code: str
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FellBack(CallEvent):
-    """`backend` failed with `code`, and `to` is asked instead."""
+    """`backend` failed with `code`, and `to` is asked instead; `call_id` as in `Retried`."""
 
     to: str
     code: str
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

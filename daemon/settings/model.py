@@ -31,6 +31,7 @@ from agents.errors import InvalidProposal
 from agents.proposal import DEFAULT_EXPIRY, Approvers
 from agents.schedule import parse_quiet, parse_zone
 from daemon.errors import SettingsError, SettingsProblem
+from daemon.parts import checked_levels
 from daemon.settings.places import default_data_dir
 from daemon.settings.sources import Sources
 from daemon.settings.toml_lines import KeyPath
@@ -82,11 +83,26 @@ def _prices_as_text(value: Any) -> Any:
     return ", ".join(prices)
 
 
+def _levels(value: Any) -> Any:
+    """Parts and their levels; a table in it, which is what TOML makes of a.b = "c", has parts below."""
+    if not isinstance(value, Mapping):
+        return value
+    found: dict[str, Any] = {}
+    for part, level in value.items():
+        inner = _levels(level)
+        if isinstance(inner, Mapping):
+            found |= {f"{part}.{name}": each for name, each in inner.items()}
+        else:
+            found[str(part)] = level
+    return found
+
+
 Whole = Annotated[int, Strict()]
 Text = Annotated[str, Strict()]
 Switch = Annotated[bool, Strict()]
 Number = Annotated[float, Strict()]
 Folder = Annotated[Path, AfterValidator(_absolute)]
+Levels = Annotated[Mapping[str, Text], BeforeValidator(_levels), AfterValidator(checked_levels)]
 Prices = Annotated[
     str,
     BeforeValidator(_prices_as_text),
@@ -319,6 +335,11 @@ class DaemonSettings(Section):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least serious kind of line that is logged"
+    )
+    log_levels: Levels = Field(
+        default_factory=dict,
+        description='levels of single parts, such as `{ llm = "debug", "agents.matchmaker" = "debug" }`; '
+        "unset: `daemon.log_level` for all",
     )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto",
