@@ -79,7 +79,7 @@ class Daemon:
         self.url: str | None = None
         self.stalls: StallWatch | None = None
         self._fixed_level = log_level
-        self._metrics = Metrics(dropped_lines=dropped_lines)
+        self._metrics = Metrics(dropped_lines=dropped_lines, max_series=settings.metrics.max_series)
         self._scheduler = AgentScheduler(
             llm_config,
             agents,
@@ -361,12 +361,11 @@ class Daemon:
         return f"it is not scheduled; see: askfirst agents why {agent}"
 
     def _teach_metrics(self, runtime: Runtime) -> None:
-        self._metrics.expect_agents({*runtime.registry.names(), *runtime.agent_names})
         if runtime.llm is not None:
             routes = runtime.selection.routes
             named = {runtime.llm.name: runtime.llm.config} if routes is None else routes.backends
-            for name, config in named.items():
-                self._metrics.expect_model(name, config.model)
+            self._metrics.expect_models((name, config.model) for name, config in named.items())
+        self._metrics.expect_agents(runtime.agent_names)
         self._metrics.read_proposals_from(runtime.proposals.counts)
 
     async def _remember_successes(self, runtime: Runtime) -> None:
