@@ -72,6 +72,19 @@ class CallFinished(CallEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallPriced(CallEvent):
+    """What an answered call cost is known: as it ends, or some seconds later if a list had to be looked into.
+
+    Attributes:
+        call_id: the call.
+        cost: in US dollars, at list prices or the owner's own; 0 on hardware of one's own.
+    """
+
+    call_id: str = ""
+    cost: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallFailed(CallEvent):
     """A backend call failed with the error class `code` after `latency` seconds."""
 

@@ -208,6 +208,12 @@ def dropped_lines() -> int:
     return sum(handler.sink.dropped for handler in handlers if isinstance(handler, LogHandler))
 
 
+def waiting_lines() -> int:
+    """How many log lines wait to be written."""
+    handlers = logging.getLogger().handlers
+    return sum(handler.sink.waiting for handler in handlers if isinstance(handler, LogHandler))
+
+
 def _install(handler: LogHandler, level: int) -> Callable[[], None]:
     root = logging.getLogger()
     before = (root.handlers[:], root.level, structlog.get_config())

@@ -44,6 +44,11 @@ class LineSink:
         """How many lines were lost so far."""
         return self._dropped
 
+    @property
+    def waiting(self) -> int:
+        """How many lines wait to be written."""
+        return len(self._lines)
+
     def put(self, line: str) -> None:
         """Take one line, newline included, or drop and count it when too much waits already."""
         data = line.encode("utf-8", errors="backslashreplace")

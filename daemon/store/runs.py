@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, func, insert, select
@@ -11,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agents.context import ModelCall
 from daemon.errors import DaemonError
-from daemon.events import RunResult
+from daemon.events import RunOutcome, RunResult
 from daemon.store.engine import Database
 from daemon.store.proposals import proposals_of_runs
 from daemon.store.rows import call_from_row, call_to_row, run_from_row, run_to_row
@@ -70,6 +71,21 @@ class RunStore:
         """The newest run of each agent."""
         newest = select(func.max(runs.c.id)).group_by(runs.c.agent)
         return {run.agent: run for run in await self._load(select(runs).where(runs.c.id.in_(newest)))}
+
+    async def successes(self, agents: Iterable[str]) -> dict[str, tuple[datetime | None, datetime | None]]:
+        """Of each of these agents: when a run of it last succeeded, and when its oldest run began."""
+        c = runs.c
+        found: dict[str, tuple[datetime | None, datetime | None]] = {}
+        async with self._database.read() as connection:
+            for agent in agents:  # each by the index of the agents, from one of its ends
+                of_agent = select(runs).where(c.agent == agent)
+                good = of_agent.where(c.outcome == RunOutcome.SUCCEEDED).order_by(c.id.desc()).limit(1)
+                first = of_agent.order_by(c.id).limit(1)
+                found[agent] = (
+                    await connection.scalar(good.with_only_columns(c.finished_at)),
+                    await connection.scalar(first.with_only_columns(c.started_at)),
+                )
+        return found
 
     async def calls_of(self, run_id: str) -> tuple[ModelCall, ...]:
         """The model calls of a run, the first one first."""
