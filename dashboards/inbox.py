@@ -141,7 +141,7 @@ def _waiting() -> list[Panel]:
             steps=((None, PLAIN), (36 * HOUR, LATE), (72 * HOUR, BAD)),
         ),
         series(
-            "Late",
+            "Late over time",
             "Proposals of any agent that have waited over half the time until they expire. An expired one "
             "is not approved; it is gone.",
             [Target(expr=_own("askfirst_proposals_late"), legend="late")],
@@ -228,7 +228,7 @@ def _applied() -> list[Panel]:
             colors={"applied": WELL, "undone": BAD, "rejected": LATE, "expired": NOTICE},
         ),
         bars(
-            "Failed to apply",
+            "Failed tries to apply",
             "Tries to carry out an approved change that failed. A few are tried again by themselves.",
             [Target(expr=increase(_own("askfirst_proposal_apply_failures_total")), legend="failed")],
             width=8,

@@ -316,7 +316,7 @@ def _budgets() -> list[Panel]:
             nothing="No budget is set",
         ),
         bars(
-            "Cost",
+            "Cost by model",
             "What the calls cost at list prices in each stretch of time.",
             [
                 Target(

@@ -330,7 +330,7 @@ def _work() -> list[Panel]:
     used, left = _own("askfirst_llm_budget_used"), _own("askfirst_llm_budget_left")
     return [
         series(
-            "Proposals waiting",
+            "Waiting by agent",
             "Proposals that wait for a decision, by agent.",
             [Target(expr=total(_own("askfirst_proposals", status="pending"), "agent"), legend="{{agent}}")],
             unit="short",
