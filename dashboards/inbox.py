@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dashboards.alarms import alarm
 from dashboards.boards import Board, Row, Variable
 from dashboards.panels import (
     BAD,
@@ -16,7 +17,6 @@ from dashboards.panels import (
     bars,
     heatmap,
     matrix,
-    runbook,
     series,
     stat,
 )
@@ -72,14 +72,14 @@ def _summary() -> list[Panel]:
             largest(_own("askfirst_proposal_oldest_pending_age_seconds")),
             unit="s",
             steps=((None, WELL), (36 * HOUR, LATE), (60 * HOUR, BAD)),
-        ),
+        ).linked(alarm("AskfirstProposalsWaiting")),
         stat(
             "Late",
             "Proposals of any agent that have waited over half the time until they expire.",
             largest(_own("askfirst_proposals_late")),
             unit="short",
             steps=((None, WELL), (1, LATE)),
-        ),
+        ).linked(alarm("AskfirstProposalsWaiting")),
         stat(
             "Need attention",
             "Approved changes that could not be carried out: askfirst proposals show ID, then apply or "
@@ -87,7 +87,7 @@ def _summary() -> list[Panel]:
             total(_own("askfirst_proposals", status="needs_attention")).or_zero(),
             unit="short",
             steps=((None, WELL), (1, BAD)),
-        ).linked(runbook("what-each-alarm-means")),
+        ).linked(alarm("AskfirstApplyFailing")),
         stat(
             "Decided",
             "Proposals that people approved or rejected in the time that is shown.",
@@ -118,7 +118,7 @@ def _summary() -> list[Panel]:
             unit="short",
             decimals=0,
             steps=((None, WELL), (0.5, BAD)),
-        ).linked(runbook("what-each-alarm-means")),
+        ).linked(alarm("AskfirstApplyFailing")),
     ]
 
 
@@ -139,7 +139,7 @@ def _waiting() -> list[Panel]:
             [Target(expr=_own("askfirst_proposal_oldest_pending_age_seconds"), legend="oldest")],
             unit="s",
             steps=((None, PLAIN), (36 * HOUR, LATE), (72 * HOUR, BAD)),
-        ),
+        ).linked(alarm("AskfirstProposalsWaiting")),
         series(
             "Late over time",
             "Proposals of any agent that have waited over half the time until they expire. An expired one "
@@ -149,7 +149,7 @@ def _waiting() -> list[Panel]:
             width=8,
             decimals=0,
             colors={"late": LATE},
-        ),
+        ).linked(alarm("AskfirstProposalsWaiting")),
         bar_gauge(
             "By status",
             "All proposals in the database by where they stand.",
@@ -233,7 +233,7 @@ def _applied() -> list[Panel]:
             [Target(expr=increase(_own("askfirst_proposal_apply_failures_total")), legend="failed")],
             width=8,
             colors={"failed": BAD},
-        ).linked(runbook("what-each-alarm-means")),
+        ).linked(alarm("AskfirstApplyFailing")),
         series(
             "On the way or stuck",
             "Approved proposals that are not carried out yet, and those that need a person.",
@@ -254,5 +254,5 @@ def _applied() -> list[Panel]:
             decimals=0,
             colors={"apply_failed": LATE, "needs_attention": BAD},
             nothing="None",
-        ).linked(runbook("what-each-alarm-means")),
+        ).linked(alarm("AskfirstApplyFailing")),
     ]

@@ -12,6 +12,7 @@ import yaml
 
 from daemon.observability.catalogue import METRICS
 from dashboards.__main__ import FOLDER, files, write
+from dashboards.alarms import alarm, alarm_names
 from dashboards.boards import Board, Row
 from dashboards.panels import RUNBOOKS, Column, Panel, Target, matrix, stat, table
 from dashboards.promql import (
@@ -284,6 +285,13 @@ def test_every_alert_leads_to_its_runbook() -> None:
     }
     assert links == {rule["alert"]: rule["annotations"]["runbook_url"] for rule in rules}
     assert all(name.startswith("Askfirst") for name in links), "the panels show alerts of this name only"
+
+
+def test_what_an_alarm_is_about_is_seen_in_a_panel_that_leads_to_its_runbook() -> None:
+    linked = {link["title"] for _, panel in every_panel() for link in panel["links"]}
+    assert {f"Runbook: {name}" for name in alarm_names()} - linked == set()
+    with pytest.raises(LookupError, match=r"askfirst.rules.yml has no alert AskfirstBored"):
+        alarm("AskfirstBored")
 
 
 def test_the_dashboards_lead_to_each_other() -> None:
