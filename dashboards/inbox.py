@@ -64,6 +64,7 @@ def _summary() -> list[Panel]:
             "Proposals that wait for a decision. Those that were put aside come back by themselves.",
             total(_own("askfirst_proposals", status="pending")),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, CALM)),
         ),
         stat(
@@ -78,6 +79,7 @@ def _summary() -> list[Panel]:
             "Proposals of any agent that have waited over half the time until they expire.",
             largest(_own("askfirst_proposals_late")),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, LATE)),
         ).linked(alarm("AskfirstProposalsWaiting")),
         stat(
@@ -86,6 +88,7 @@ def _summary() -> list[Panel]:
             "reject.",
             total(_own("askfirst_proposals", status="needs_attention")).or_zero(),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, BAD)),
         ).linked(alarm("AskfirstApplyFailing")),
         stat(
@@ -129,6 +132,7 @@ def _waiting() -> list[Panel]:
             "Proposals that wait for a decision. A line that only rises: nobody looks.",
             [Target(expr=total(_own("askfirst_proposals", status="pending"), "agent"), legend="{{agent}}")],
             unit="short",
+            width=8,
             stacked=True,
             decimals=0,
         ),
@@ -138,6 +142,7 @@ def _waiting() -> list[Panel]:
             "hours, and all of them.",
             [Target(expr=_own("askfirst_proposal_oldest_pending_age_seconds"), legend="oldest")],
             unit="s",
+            width=8,
             steps=((None, PLAIN), (36 * HOUR, LATE), (72 * HOUR, BAD)),
         ).linked(alarm("AskfirstProposalsWaiting")),
         series(
@@ -165,7 +170,7 @@ def _waiting() -> list[Panel]:
             Target(expr=total(_own("askfirst_proposals"), "agent", "status"), legend="{{agent}}"),
             rows="agent",
             columns="status",
-            width=8,
+            width=16,
         ),
     ]
 

@@ -88,10 +88,10 @@ def _now() -> list[Panel]:
         ).linked(alarm("AskfirstDown"), alarm("AskfirstAbsent")),
         stat(
             "Version",
-            "The version of Askfirst that runs, and of Python.",
+            "The version of Askfirst that runs.",
             _own("askfirst_build_info"),
             unit="short",
-            legend="{{version}} ({{python}})",
+            legend="{{version}}",
             names=True,
             nothing="none",
         ),
@@ -108,6 +108,7 @@ def _now() -> list[Panel]:
             "Alerts of Askfirst that fire now, on any of its daemons; the next row says which.",
             number_of_alerts(alertstate="firing"),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, BAD)),
         ).linked(runbook("what-each-alarm-means")),
         stat(
@@ -116,6 +117,7 @@ def _now() -> list[Panel]:
             "expire.",
             total(_own("askfirst_proposals", status="pending")),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, CALM)),
         ).linked(INBOX, alarm("AskfirstProposalsWaiting")),
         stat(
@@ -123,6 +125,7 @@ def _now() -> list[Panel]:
             f"Agents without a success for more than {LATE_AFTER} intervals of their schedule.",
             number(_own("askfirst_agent_intervals_since_success").above(LATE_AFTER)).or_zero(),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, BAD)),
         ).linked(alarm("AskfirstAgentStale")),
         stat(
@@ -131,6 +134,7 @@ def _now() -> list[Panel]:
             "askfirst agents why NAME says why, askfirst agents resume NAME lets it run again.",
             total(_own("askfirst_agent_quarantined")).or_zero(),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, BAD)),
         ).linked(alarm("AskfirstAgentQuarantined")),
         stat(
@@ -160,6 +164,7 @@ def _alerts() -> list[Panel]:
         ],
         values={1: ("pending", NOTICE), 2: ("firing", BAD)},
         width=16,
+        height=6,
         nothing="No alert in this time",
         series_links={name: [alarm(name)] for name in alarm_names()},
     )
@@ -169,7 +174,7 @@ def _alerts() -> list[Panel]:
             "Alerts of Askfirst that are pending or fire, as Grafana reads them from Prometheus and from "
             "itself; each one's page has the button to its runbook.",
             width=8,
-            height=8,
+            height=6,
         ).linked(runbook("what-each-alarm-means")),
         over_time.linked(runbook("what-each-alarm-means")),
     ]
