@@ -5,6 +5,7 @@ it writes.
 
     promql        queries, made from the names and labels of the catalogue; a name that is not there raises
     panels        the kinds of panels: stat, time series, bars, table, heatmap, state timeline, ...
+    alarms        the alarms of config/prometheus, and the way to their runbooks
     boards        a dashboard: rows laid out on Grafana's 24 columns, variables, links, JSON
     overview models inbox    the three dashboards
     provisioning  the two files by which Grafana finds its data source and the dashboards

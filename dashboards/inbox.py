@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dashboards.alarms import alarm
 from dashboards.boards import Board, Row, Variable
 from dashboards.panels import (
     BAD,
@@ -16,7 +17,6 @@ from dashboards.panels import (
     bars,
     heatmap,
     matrix,
-    runbook,
     series,
     stat,
 )
@@ -64,6 +64,7 @@ def _summary() -> list[Panel]:
             "Proposals that wait for a decision. Those that were put aside come back by themselves.",
             total(_own("askfirst_proposals", status="pending")),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, CALM)),
         ),
         stat(
@@ -72,22 +73,24 @@ def _summary() -> list[Panel]:
             largest(_own("askfirst_proposal_oldest_pending_age_seconds")),
             unit="s",
             steps=((None, WELL), (36 * HOUR, LATE), (60 * HOUR, BAD)),
-        ),
+        ).linked(alarm("AskfirstProposalsWaiting")),
         stat(
             "Late",
             "Proposals of any agent that have waited over half the time until they expire.",
             largest(_own("askfirst_proposals_late")),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, LATE)),
-        ),
+        ).linked(alarm("AskfirstProposalsWaiting")),
         stat(
             "Need attention",
             "Approved changes that could not be carried out: askfirst proposals show ID, then apply or "
             "reject.",
             total(_own("askfirst_proposals", status="needs_attention")).or_zero(),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, BAD)),
-        ).linked(runbook("what-each-alarm-means")),
+        ).linked(alarm("AskfirstApplyFailing")),
         stat(
             "Decided",
             "Proposals that people approved or rejected in the time that is shown.",
@@ -118,7 +121,7 @@ def _summary() -> list[Panel]:
             unit="short",
             decimals=0,
             steps=((None, WELL), (0.5, BAD)),
-        ).linked(runbook("what-each-alarm-means")),
+        ).linked(alarm("AskfirstApplyFailing")),
     ]
 
 
@@ -129,6 +132,7 @@ def _waiting() -> list[Panel]:
             "Proposals that wait for a decision. A line that only rises: nobody looks.",
             [Target(expr=total(_own("askfirst_proposals", status="pending"), "agent"), legend="{{agent}}")],
             unit="short",
+            width=8,
             stacked=True,
             decimals=0,
         ),
@@ -138,10 +142,11 @@ def _waiting() -> list[Panel]:
             "hours, and all of them.",
             [Target(expr=_own("askfirst_proposal_oldest_pending_age_seconds"), legend="oldest")],
             unit="s",
+            width=8,
             steps=((None, PLAIN), (36 * HOUR, LATE), (72 * HOUR, BAD)),
-        ),
+        ).linked(alarm("AskfirstProposalsWaiting")),
         series(
-            "Late",
+            "Late over time",
             "Proposals of any agent that have waited over half the time until they expire. An expired one "
             "is not approved; it is gone.",
             [Target(expr=_own("askfirst_proposals_late"), legend="late")],
@@ -149,7 +154,7 @@ def _waiting() -> list[Panel]:
             width=8,
             decimals=0,
             colors={"late": LATE},
-        ),
+        ).linked(alarm("AskfirstProposalsWaiting")),
         bar_gauge(
             "By status",
             "All proposals in the database by where they stand.",
@@ -165,7 +170,7 @@ def _waiting() -> list[Panel]:
             Target(expr=total(_own("askfirst_proposals"), "agent", "status"), legend="{{agent}}"),
             rows="agent",
             columns="status",
-            width=8,
+            width=16,
         ),
     ]
 
@@ -228,12 +233,12 @@ def _applied() -> list[Panel]:
             colors={"applied": WELL, "undone": BAD, "rejected": LATE, "expired": NOTICE},
         ),
         bars(
-            "Failed to apply",
+            "Failed tries to apply",
             "Tries to carry out an approved change that failed. A few are tried again by themselves.",
             [Target(expr=increase(_own("askfirst_proposal_apply_failures_total")), legend="failed")],
             width=8,
             colors={"failed": BAD},
-        ).linked(runbook("what-each-alarm-means")),
+        ).linked(alarm("AskfirstApplyFailing")),
         series(
             "On the way or stuck",
             "Approved proposals that are not carried out yet, and those that need a person.",
@@ -254,5 +259,5 @@ def _applied() -> list[Panel]:
             decimals=0,
             colors={"apply_failed": LATE, "needs_attention": BAD},
             nothing="None",
-        ).linked(runbook("what-each-alarm-means")),
+        ).linked(alarm("AskfirstApplyFailing")),
     ]

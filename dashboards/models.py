@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dashboards.alarms import alarm
 from dashboards.boards import Board, Row, Variable
 from dashboards.panels import (
     BAD,
@@ -108,7 +109,7 @@ def _summary() -> list[Panel]:
             unit="s",
             steps=((None, WELL), (25, LATE)),
             nothing="no call",
-        ),
+        ).linked(alarm("AskfirstModelSlow")),
         stat(
             "Calls failed",
             "Part of the tries to call a model that failed, retries included.",
@@ -117,7 +118,7 @@ def _summary() -> list[Panel]:
             decimals=1,
             steps=((None, WELL), (0.02, NOTICE), (0.1, BAD)),
             nothing="no call",
-        ),
+        ).linked(alarm("AskfirstModelErrors")),
         stat(
             "Cache hit ratio",
             "Part of the questions that the response cache answered.",
@@ -125,7 +126,7 @@ def _summary() -> list[Panel]:
             unit="percentunit",
             decimals=0,
             nothing="no call",
-        ),
+        ).linked(alarm("AskfirstCacheHitsFallen")),
         stat(
             "Tokens in",
             "Tokens sent to models.",
@@ -153,7 +154,7 @@ def _summary() -> list[Panel]:
             decimals=0,
             steps=((None, WELL), (0.8, LATE), (1, BAD)),
             nothing="no budget",
-        ),
+        ).linked(alarm("AskfirstBudgetNearlyUsed")),
     ]
 
 
@@ -173,7 +174,7 @@ def _latency() -> list[Panel]:
             colors={"p50": WELL, "p95": LATE, "p99": BAD},
             nothing="No call in this time",
             seldom=True,
-        ),
+        ).linked(alarm("AskfirstModelSlow")),
         heatmap(
             "Spread of latency",
             "How the latencies of all calls are spread: darker is more calls. Two bands are two kinds of "
@@ -235,7 +236,7 @@ def _tokens() -> list[Panel]:
             decimals=1,
             nothing="No call in this time",
             seldom=True,
-        ),
+        ).linked(alarm("AskfirstModelSlow")),
         series(
             "Tokens of a call",
             "How long questions and answers are: half of them, and 95 of 100, are below these lines. "
@@ -305,7 +306,7 @@ def _budgets() -> list[Panel]:
             ],
             width=12,
             nothing="No budget is set",
-        ),
+        ).linked(alarm("AskfirstBudgetUsedUp")),
         series(
             "Budgets over time",
             "Which part of each budget is spent; it falls to 0 when the next hour, day or month begins.",
@@ -314,9 +315,9 @@ def _budgets() -> list[Panel]:
             most=1,
             steps=((None, PLAIN), (0.8, LATE)),
             nothing="No budget is set",
-        ),
+        ).linked(alarm("AskfirstBudgetNearlyUsed")),
         bars(
-            "Cost",
+            "Cost by model",
             "What the calls cost at list prices in each stretch of time.",
             [
                 Target(
@@ -336,7 +337,7 @@ def _budgets() -> list[Panel]:
                 )
             ],
             nothing="None in this time",
-        ),
+        ).linked(alarm("AskfirstBudgetUsedUp")),
     ]
 
 
@@ -372,7 +373,7 @@ def _cache() -> list[Panel]:
             most=1,
             nothing="No call in this time",
             seldom=True,
-        ),
+        ).linked(alarm("AskfirstCacheHitsFallen")),
         bars(
             "Evictions",
             "Answers that were removed to make room. Many of them, and a falling hit ratio: the cache is "
@@ -409,7 +410,7 @@ def _failures() -> list[Panel]:
                 )
             ],
             nothing="No call failed in this time",
-        ),
+        ).linked(alarm("AskfirstModelErrors")),
         bars(
             "What was done about it",
             "Calls that were made again, that another backend took over, or whose answer a larger model was "
@@ -438,5 +439,5 @@ def _failures() -> list[Panel]:
             width=24,
             height=6,
             nothing="No breaker has opened yet",
-        ),
+        ).linked(alarm("AskfirstModelUnreachable")),
     ]

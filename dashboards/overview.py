@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
+from dashboards.alarms import alarm, alarm_names
 from dashboards.boards import Board, Row, Variable
 from dashboards.panels import (
     BAD,
@@ -42,8 +40,6 @@ from dashboards.promql import (
     total,
     up,
 )
-
-RULES = Path(__file__).parents[1] / "config" / "prometheus" / "askfirst.rules.yml"
 
 LATE_AFTER = 3
 """Intervals without a success after which an agent is late; the alert rule says the same."""
@@ -89,13 +85,13 @@ def _now() -> list[Panel]:
             up(),
             unit="short",
             values={1: ("up", WELL), 0: ("down", BAD)},
-        ).linked(runbook("what-each-alarm-means")),
+        ).linked(alarm("AskfirstDown"), alarm("AskfirstAbsent")),
         stat(
             "Version",
-            "The version of Askfirst that runs, and of Python.",
+            "The version of Askfirst that runs.",
             _own("askfirst_build_info"),
             unit="short",
-            legend="{{version}} ({{python}})",
+            legend="{{version}}",
             names=True,
             nothing="none",
         ),
@@ -106,12 +102,13 @@ def _now() -> list[Panel]:
             _own("process_start_time_seconds") * 1000,
             unit="dateTimeFromNow",
             nothing="not running",
-        ),
+        ).linked(alarm("AskfirstRestarting")),
         stat(
             "Alerts firing",
             "Alerts of Askfirst that fire now, on any of its daemons; the next row says which.",
             number_of_alerts(alertstate="firing"),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, BAD)),
         ).linked(runbook("what-each-alarm-means")),
         stat(
@@ -120,23 +117,26 @@ def _now() -> list[Panel]:
             "expire.",
             total(_own("askfirst_proposals", status="pending")),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, CALM)),
-        ).linked(INBOX),
+        ).linked(INBOX, alarm("AskfirstProposalsWaiting")),
         stat(
             "Agents late",
             f"Agents without a success for more than {LATE_AFTER} intervals of their schedule.",
             number(_own("askfirst_agent_intervals_since_success").above(LATE_AFTER)).or_zero(),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, BAD)),
-        ).linked(runbook("when-an-agent-fails")),
+        ).linked(alarm("AskfirstAgentStale")),
         stat(
             "Quarantined",
             "Agents that are not run any more because they failed too often: "
             "askfirst agents why NAME says why, askfirst agents resume NAME lets it run again.",
             total(_own("askfirst_agent_quarantined")).or_zero(),
             unit="short",
+            decimals=0,
             steps=((None, WELL), (1, BAD)),
-        ).linked(runbook("when-an-agent-fails")),
+        ).linked(alarm("AskfirstAgentQuarantined")),
         stat(
             "Disk free",
             "Free part of the disk of the data folder. When it is nearly full, agents stop and decisions go "
@@ -145,7 +145,7 @@ def _now() -> list[Panel]:
             unit="percentunit",
             decimals=0,
             steps=((None, BAD), (0.05, LATE), (0.1, WELL)),
-        ).linked(runbook("when-the-disk-is-full")),
+        ).linked(alarm("AskfirstDiskLow"), alarm("AskfirstStorageFull")),
     ]
 
 
@@ -164,8 +164,9 @@ def _alerts() -> list[Panel]:
         ],
         values={1: ("pending", NOTICE), 2: ("firing", BAD)},
         width=16,
+        height=6,
         nothing="No alert in this time",
-        series_links={name: [runbook(name.lower(), f"Runbook of {name}")] for name in alert_names()},
+        series_links={name: [alarm(name)] for name in alarm_names()},
     )
     return [
         alert_list(
@@ -173,16 +174,10 @@ def _alerts() -> list[Panel]:
             "Alerts of Askfirst that are pending or fire, as Grafana reads them from Prometheus and from "
             "itself; each one's page has the button to its runbook.",
             width=8,
-            height=8,
+            height=6,
         ).linked(runbook("what-each-alarm-means")),
         over_time.linked(runbook("what-each-alarm-means")),
     ]
-
-
-def alert_names() -> list[str]:
-    """The alerts that the rules of config/prometheus make."""
-    text = RULES.read_text(encoding="utf-8") if RULES.exists() else ""
-    return re.findall(r"^ +- alert: (\w+)$", text, re.MULTILINE)
 
 
 def _agents() -> list[Panel]:
@@ -199,14 +194,14 @@ def _agents() -> list[Panel]:
                 )
             ],
             colors=OUTCOMES,
-        ).linked(runbook("when-an-agent-fails")),
+        ).linked(alarm("AskfirstRunsFailing")),
         state_timeline(
             "State of each agent",
             f"Late: no success for more than {LATE_AFTER} intervals. Quarantined: not run until a person "
             "resumes it.",
             [Target(expr=_agent_state(), legend="{{agent}}")],
             values={0: ("well", WELL), 1: ("late", LATE), 2: ("quarantined", BAD), 3: ("quarantined", BAD)},
-        ).linked(runbook("when-an-agent-fails")),
+        ).linked(alarm("AskfirstAgentStale"), alarm("AskfirstAgentQuarantined")),
         series(
             "Intervals since the last success",
             "Time since each agent last succeeded, in intervals of its schedule: about 1 is as it should be, "
@@ -219,7 +214,7 @@ def _agents() -> list[Panel]:
             unit="short",
             decimals=1,
             steps=((None, PLAIN), (LATE_AFTER, BAD)),
-        ),
+        ).linked(alarm("AskfirstAgentStale")),
         series(
             "Duration of the last run",
             "How long each agent's last run took, model calls included.",
@@ -243,7 +238,7 @@ def _agents() -> list[Panel]:
             "time was caught up after the program or the machine was off.",
             total(increase(_own("askfirst_agent_run_lateness_seconds", "bucket")), "le"),
             unit="s",
-        ),
+        ).linked(alarm("AskfirstRunsMissed")),
     ]
 
 
@@ -330,7 +325,7 @@ def _work() -> list[Panel]:
     used, left = _own("askfirst_llm_budget_used"), _own("askfirst_llm_budget_left")
     return [
         series(
-            "Proposals waiting",
+            "Waiting by agent",
             "Proposals that wait for a decision, by agent.",
             [Target(expr=total(_own("askfirst_proposals", status="pending"), "agent"), legend="{{agent}}")],
             unit="short",
@@ -375,7 +370,7 @@ def _work() -> list[Panel]:
             steps=((None, WELL), (0.8, LATE), (1, BAD)),
             most=1,
             nothing="No budget is set",
-        ).linked(MODELS),
+        ).linked(MODELS, alarm("AskfirstBudgetNearlyUsed")),
     ]
 
 
@@ -389,7 +384,7 @@ def _program() -> list[Panel]:
             unit="s",
             width=8,
             steps=((None, PLAIN), (1, LATE)),
-        ).linked(runbook("an-agent-that-keeps-the-whole-program-from-its-work")),
+        ).linked(alarm("AskfirstLoopStalls")),
         bars(
             "Time stalled",
             "How long agents kept the whole program from all other work, beyond daemon.stall_after. "
@@ -403,7 +398,7 @@ def _program() -> list[Panel]:
             unit="s",
             width=8,
             colors={"stalled": BAD},
-        ).linked(runbook("an-agent-that-keeps-the-whole-program-from-its-work")),
+        ).linked(alarm("AskfirstLoopStalls")),
         series(
             "What waits",
             "Runs that wait for a free place, and log lines that wait to be written.",
@@ -442,7 +437,7 @@ def _program() -> list[Panel]:
             [Target(expr=increase(_own("askfirst_log_lines_dropped_total")), legend="dropped")],
             width=8,
             colors={"dropped": LATE},
-        ).linked(runbook("logs", "Logs")),
+        ).linked(runbook("logs", "Logs"), alarm("AskfirstLogLinesDropped")),
         bars(
             "Clock steps and stalls",
             "How often the clock was set or the machine slept, and how often an agent kept the program from "
@@ -453,7 +448,7 @@ def _program() -> list[Panel]:
             ],
             width=8,
             colors={"clock steps": "purple", "stalls": BAD},
-        ).linked(runbook("time", "Time")),
+        ).linked(runbook("time", "Time"), alarm("AskfirstClockStepped")),
         state_timeline(
             "Housekeeping",
             "Whether backups and the forgetting of old records succeed, and whether the disk leaves room "
@@ -467,7 +462,12 @@ def _program() -> list[Panel]:
             ],
             values={0: ("well", WELL), 1: ("failing", BAD)},
             width=8,
-        ).linked(runbook("back-up-restore", "Backups"), runbook("when-the-disk-is-full", "Disk full")),
+        ).linked(
+            runbook("back-up-restore", "Backups"),
+            runbook("when-the-disk-is-full", "Disk full"),
+            alarm("AskfirstHousekeepingFailing"),
+            alarm("AskfirstStorageFull"),
+        ),
     ]
 
 
@@ -483,7 +483,7 @@ def _disk() -> list[Panel]:
             unit="bytes",
             width=8,
             colors={"free": WELL, "size": "gray"},
-        ).linked(runbook("when-the-disk-is-full")),
+        ).linked(alarm("AskfirstDiskFilling"), alarm("AskfirstDiskLow")),
         series(
             "Databases",
             "Size of the database with its write-ahead log, and of the response cache, which deletes its "
@@ -494,7 +494,7 @@ def _disk() -> list[Panel]:
             ],
             unit="bytes",
             width=8,
-        ).linked(runbook("what-is-forgotten", "What is forgotten")),
+        ).linked(runbook("what-is-forgotten", "What is forgotten"), alarm("AskfirstDatabaseGrowing")),
         bars(
             "Database writes",
             "Transactions that were committed: each is a write to the disk, which an SD card does not like. "

@@ -160,7 +160,7 @@ def alerts(**matchers: str) -> Expr:
 
 
 def number_of_alerts(**matchers: str) -> Expr:
-    """How many of our alerts there are. Prometheus knows that by itself, so none is 0 with the daemon down, too."""
+    """How many of our alerts there are: 0 if there is none, the daemon being up or not."""
     return Expr(f"{number(alerts(**matchers)).text} or vector(0)", operator=True)
 
 
@@ -213,7 +213,8 @@ def quantile(share: float, buckets: Expr, *by: str, window: str = WINDOW) -> Exp
         window: over which time.
     """
     summed = total(rate(buckets, window), *by, "le")
-    return Expr(f"histogram_quantile({share:g}, {summed.text})", frozenset(by))
+    # Where nothing was seen it is "not a number", which a panel would show as it is; no number is at least 0.
+    return Expr(f"histogram_quantile({share:g}, {summed.text}) >= 0", frozenset(by), operator=True)
 
 
 def ratio(part: Expr, whole: Expr) -> Expr:
