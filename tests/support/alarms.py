@@ -67,7 +67,9 @@ class Rule:
         """The labels that it selects by or groups by."""
         text = self._without_strings
         matched = {
-            part.strip() for found in _MATCHERS.findall(text) for part in re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", found)
+            part.strip()
+            for found in _MATCHERS.findall(text)
+            for part in re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", found)
         }
         listed = {part.strip() for found in _LISTS.findall(text) for part in found.split(",")}
         return (matched | listed) - {""}
@@ -79,7 +81,11 @@ class Rule:
         text = _RANGES.sub("", _LISTS.sub("", self.expr))
         text = re.sub(r'(?<![=~])"[^"]*"', "", text)
         found = {(name, matchers) for name, matchers in _SELECTORS.findall(text) if name not in _WORDS}
-        return {name + matchers for name, matchers in found if _family(name) in METRICS or name in OWN or ":" in name}
+        return {
+            name + matchers
+            for name, matchers in found
+            if _family(name) in METRICS or name in OWN or ":" in name
+        }
 
     @property
     def _without_strings(self) -> str:

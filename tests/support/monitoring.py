@@ -173,13 +173,13 @@ class Receiver:
     url: str
     told: list[dict[str, Any]] = field(default_factory=list)
 
-    def alerts(
-        self, name: str, status: str, labels: Mapping[str, str] | None = None
-    ) -> list[dict[str, Any]]:
+    def alerts(self, name: str, status: str, labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
         """Those of that alarm and status (`firing`, `resolved`), with at least those labels."""
         wanted = {"alertname": name, **(labels or {})}.items()
         return [
-            alert for alert in tuple(self.told) if alert["status"] == status and wanted <= alert["labels"].items()
+            alert
+            for alert in tuple(self.told)
+            if alert["status"] == status and wanted <= alert["labels"].items()
         ]
 
 

@@ -25,8 +25,8 @@ from tests.support.alarms import (
     quickened_receiver,
     rules,
 )
-from tests.support.prometheus import tool
 from tests.support.program import ROOT
+from tests.support.prometheus import tool
 
 pytestmark = pytest.mark.monitoring
 
@@ -136,9 +136,12 @@ def test_a_copy_of_the_rules_for_tests_differs_in_its_durations_only(tmp_path: P
     assert "for: 5000ms" in copy.read_text()
     assert "[60000ms]" in quick["AskfirstClockStepped"].expr
     assert "offset 75000ms" in quick["AskfirstClockStepped"].expr
-    plain = {name: re.sub(r"\d+(?:ms|[smhdw])\b", "T", " ".join(rule.expr.split())) for name, rule in quick.items()}
+    plain = {
+        name: re.sub(r"\d+(?:ms|[smhdw])\b", "T", " ".join(rule.expr.split())) for name, rule in quick.items()
+    }
     assert plain == {
-        name: re.sub(r"\d+(?:ms|[smhdw])\b", "T", " ".join(rule.expr.split())) for name, rule in rules().items()
+        name: re.sub(r"\d+(?:ms|[smhdw])\b", "T", " ".join(rule.expr.split()))
+        for name, rule in rules().items()
     }
     told = quickened_receiver(FOLDER / "alertmanager.example.yml", "http://127.0.0.1:9/")
     assert "group_wait: 75ms" in told

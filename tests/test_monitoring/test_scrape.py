@@ -57,21 +57,31 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 def _settled(scene: Scene) -> bool:
     """Whether two scrapes have seen all of it, and the rules were looked at since."""
-    seen = scene.prometheus.value('count_over_time(askfirst_proposal_apply_failures_total[1h:100ms] > 0)') 
+    seen = scene.prometheus.value("count_over_time(askfirst_proposal_apply_failures_total[1h:100ms] > 0)")
     return seen is not None
 
 
 def test_every_metric_of_the_catalogue_is_in_prometheus(scene: Scene) -> None:
     stored = set(scene.prometheus.api("label/__name__/values"))
-    found = {name for name, metric in METRICS.items() if (name if metric.kind != "histogram" else f"{name}_count") in stored}
+    found = {
+        name
+        for name, metric in METRICS.items()
+        if (name if metric.kind != "histogram" else f"{name}_count") in stored
+    }
     assert METRICS.keys() - found == set()
 
 
 def test_no_panel_is_empty(scene: Scene, record_property: Note) -> None:
     asked = queries(job=JOB, instance=scene.instance, window="30s", over="1m")
-    empty = [f"{each.dashboard}, {each.panel}: {each.expr}" for each in asked if not scene.prometheus.query(each.expr)]
+    empty = [
+        f"{each.dashboard}, {each.panel}: {each.expr}"
+        for each in asked
+        if not scene.prometheus.query(each.expr)
+    ]
     assert not empty, "\n".join(empty)
-    note_watched(record_property, metrics=len(METRICS), panels=len({(each.dashboard, each.panel) for each in asked}))
+    note_watched(
+        record_property, metrics=len(METRICS), panels=len({(each.dashboard, each.panel) for each in asked})
+    )
 
 
 def test_what_is_marked_in_graphs_can_be_asked_for(scene: Scene) -> None:
@@ -83,7 +93,11 @@ def test_every_rule_has_what_it_asks_for(scene: Scene, record_property: Note) ->
     figures = {name for name, rule in rules().items() if not rule.is_alarm}
     seen_now(lambda: all(scene.prometheus.query(name) for name in figures - RARE))
     without = {
-        name: [selector for selector in rule.selectors if selector not in RARE and not scene.prometheus.query(_stored(selector))]
+        name: [
+            selector
+            for selector in rule.selectors
+            if selector not in RARE and not scene.prometheus.query(_stored(selector))
+        ]
         for name, rule in rules().items()
     }
     assert not {name: found for name, found in without.items() if found}
