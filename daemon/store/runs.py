@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +18,21 @@ from daemon.store.engine import Database
 from daemon.store.proposals import proposals_of_runs
 from daemon.store.rows import call_from_row, call_to_row, run_from_row, run_to_row
 from daemon.store.tables import model_calls, runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What is known of an agent's runs; None where there is none.
+
+    Attributes:
+        began: when the oldest of them began.
+        succeeded: when the last one that succeeded ended.
+        seconds: how long the last one took.
+    """
+
+    began: datetime | None
+    succeeded: datetime | None
+    seconds: float | None
 
 
 class RunStore:
@@ -72,20 +88,20 @@ class RunStore:
         newest = select(func.max(runs.c.id)).group_by(runs.c.agent)
         return {run.agent: run for run in await self._load(select(runs).where(runs.c.id.in_(newest)))}
 
-    async def successes(self, agents: Iterable[str]) -> dict[str, tuple[datetime | None, datetime | None]]:
-        """Of each of these agents: when a run of it last succeeded, and when its oldest run began."""
+    async def past(self, agent: str) -> Past:
+        """What is known of the agent's runs."""
         c = runs.c
-        found: dict[str, tuple[datetime | None, datetime | None]] = {}
+        times = select(c.started_at, c.finished_at).where(c.agent == agent).limit(1)
+        latest = times.order_by(c.id.desc())  # each goes by the index of the agents, from one of its ends
         async with self._database.read() as connection:
-            for agent in agents:  # each by the index of the agents, from one of its ends
-                of_agent = select(runs).where(c.agent == agent)
-                good = of_agent.where(c.outcome == RunOutcome.SUCCEEDED).order_by(c.id.desc()).limit(1)
-                first = of_agent.order_by(c.id).limit(1)
-                found[agent] = (
-                    await connection.scalar(good.with_only_columns(c.finished_at)),
-                    await connection.scalar(first.with_only_columns(c.started_at)),
-                )
-        return found
+            first = (await connection.execute(times.order_by(c.id))).one_or_none()
+            last = (await connection.execute(latest)).one_or_none()
+            good = (await connection.execute(latest.where(c.outcome == RunOutcome.SUCCEEDED))).one_or_none()
+        return Past(
+            began=None if first is None else first.started_at,
+            succeeded=None if good is None else good.finished_at,
+            seconds=None if last is None else (last.finished_at - last.started_at).total_seconds(),
+        )
 
     async def calls_of(self, run_id: str) -> tuple[ModelCall, ...]:
         """The model calls of a run, the first one first."""

@@ -31,6 +31,9 @@ log_format = "json"
 [web]
 port = {port}
 
+[metrics]
+max_series = 400
+
 [llm]
 backend = "remote"
 budget = "100000 tokens/day"

@@ -15,6 +15,7 @@ from llm.events import (
     CallEvent,
     CallFailed,
     CallFinished,
+    CallPriced,
     Coalesced,
     Escalated,
     FellBack,
@@ -45,6 +46,9 @@ def note_call(families: Families, event: CallEvent) -> None:
     match event:
         case CallFinished():
             _note_answer(families, event, place)
+        case CallPriced():
+            exemplar = _of_call(event, event.call_id)
+            families.count("askfirst_llm_cost_usd_total", place, event.cost, exemplar)
         case CallFailed():
             labels = (event.backend, event.code)
             families.count("askfirst_llm_errors_total", labels, exemplar=_of_call(event, event.call_id))
