@@ -73,7 +73,7 @@ def open_metrics(start: int, end: int) -> str:
         for number, labels in enumerate(_label_sets(metric)):
             for moment in range(start, end + 1, STEP):
                 lines += [
-                    f"{name}{_written(labels | more)} {value:.6g} {moment}"
+                    f"{name}{_written(labels | more)} {value:.12g} {moment}"
                     for name, more, value in _samples(metric, number, moment, start)
                 ]
     for name, labels in (
