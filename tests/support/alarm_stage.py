@@ -111,9 +111,8 @@ def daemon(folder: Path, configuration: str, agents: Mapping[str, str], **enviro
     actor = (ROOT / "tests" / "support" / "actor.py").read_text(encoding="utf-8")
     found = Daemon(Program(folder, {"LLM_API_KEY": "sk-not-used"}), free_port(), environment)
     for agent, order in agents.items():
-        code = actor.replace('name = "actor"', f'name = "{agent}"').replace(
-            "ActorAgent", f"{agent.title()}Agent"
-        )
+        code = actor.replace('name = "actor"', f'name = "{agent}"')
+        code = code.replace("ActorAgent", f"{agent.title()}Agent")
         (plugins / f"{agent}.py").write_text(code, encoding="utf-8")
         found.order(agent, order)
     found.configuration.write_text(configuration.replace("{port}", str(found.port)), encoding="utf-8")

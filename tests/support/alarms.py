@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[2] / "config" / "prometheus"
 RULES = FOLDER / "askfirst.rules.yml"
 CASES = (FOLDER / "askfirst.rules.test.yml", FOLDER / "askfirst.days.test.yml")
 RUNBOOKS = "docs/operations.md"
-"""The one place that all runbook links lead to: a path in the repository, since the project has no web address."""
+"""Where all runbook links lead: a path in the repository, since the project has no web address."""
 
 FACTOR = 400.0
 """So much faster is time in the copies: what is an hour in the rules is nine seconds."""
@@ -32,6 +32,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _WORDS = {"and", "or", "unless", "offset", "by", "on", "ignoring", "without", "group_left", "bool"}
 _LISTS = re.compile(r"\b(?:by|on|ignoring|without|group_left|group_right)\s*\(([^()]*)\)")
 _MATCHERS = re.compile(r"\{([^{}]*)\}")
+_LABELS = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"')
 _RANGES = re.compile(r"\[[^\]]*\]")
 _NAMES = re.compile(r"(?<![\w:.])([a-zA-Z_:][\w:]*)\b(?!\s*\()")
@@ -66,11 +67,7 @@ class Rule:
     def labels(self) -> set[str]:
         """The labels that it selects by or groups by."""
         text = self._without_strings
-        matched = {
-            part.strip()
-            for found in _MATCHERS.findall(text)
-            for part in re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", found)
-        }
+        matched = {label for found in _MATCHERS.findall(text) for label in _LABELS.findall(found)}
         listed = {part.strip() for found in _LISTS.findall(text) for part in found.split(",")}
         return (matched | listed) - {""}
 

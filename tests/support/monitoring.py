@@ -176,11 +176,8 @@ class Receiver:
     def alerts(self, name: str, status: str, labels: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
         """Those of that alarm and status (`firing`, `resolved`), with at least those labels."""
         wanted = {"alertname": name, **(labels or {})}.items()
-        return [
-            alert
-            for alert in tuple(self.told)
-            if alert["status"] == status and wanted <= alert["labels"].items()
-        ]
+        told = [alert for alert in tuple(self.told) if alert["status"] == status]
+        return [alert for alert in told if wanted <= alert["labels"].items()]
 
 
 @contextmanager

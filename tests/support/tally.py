@@ -1,4 +1,4 @@
-"""What the tests about crashes, and those with a real Prometheus, counted, added up over all of them and said in a line at the end.
+"""What the tests about crashes, and those with a real Prometheus, counted, said in a line each at the end.
 
 A test notes its counts with pytest's `record_property`, so they reach the process that prints, also when the
 tests are spread over several.

@@ -112,9 +112,7 @@ def test_log_lines_that_nobody_reads_are_told(scene: Scene, record_property: Not
     note_watched(record_property, alerts=1)
 
 
-def test_a_clock_that_is_set_and_the_runs_it_passed_over_are_told(
-    scene: Scene, record_property: Note
-) -> None:
+def test_a_clock_that_is_set_and_the_runs_passed_over_are_told(scene: Scene, record_property: Note) -> None:
     # The alarm is silent about a step right after a start: it asks that the program was there 75 minutes ago.
     start = "process_start_time_seconds offset 11500ms"
     seen_now(lambda: bool(scene.stage.prometheus.query(start)))
