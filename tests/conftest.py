@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from blockbuster import blockbuster_ctx
 
-from tests.support.tally import summary
+from tests.support.tally import summary, watched_summary
 
 # Nobody listens there, so that a developer's own Ollama never answers a test by chance.
 NOBODY = "http://127.0.0.1:1"
@@ -96,7 +96,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many power cuts, kills and failures there were, and what they did."""
+    """How many power cuts, kills and failures there were, and what they did; and what was watched."""
     reports = [each for kind in ("passed", "failed") for each in terminalreporter.getreports(kind)]
-    if line := summary(reports):
+    for line in filter(None, (summary(reports), watched_summary(reports))):
         terminalreporter.write_line(line, bold=True)
