@@ -53,7 +53,7 @@ class ActorAgent(BaseAgent):
                 return [self._note(number) for number in (1, 2)]
             case "shout":
                 for number in range(LONG_LINES):
-                    self.context.log.info(LONG_LINE + str(number))
+                    self.context.log.info(LONG_LINE, number=number)
             case _:
                 pass
         return []
