@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from dashboards.promql import ALERTNAMES, Expr, names_in
+from dashboards.promql import ALERTNAMES, Expr, names_in, whole
 
 JSON = dict[str, Any]
 
@@ -280,13 +280,15 @@ def bars(
     Args:
         title: of the panel.
         description: of the panel.
-        targets: the queries: increases.
-        unit: Grafana's name of it.
+        targets: the queries: increases. Those that count things are shown as whole numbers.
+        unit: Grafana's name of it; "short" counts things.
         width: in columns.
         colors: of series by name.
         decimals: how many are shown.
         nothing: what is shown when there is no value.
     """
+    if unit == "short":
+        targets = [replace(target, expr=whole(target.expr)) for target in targets]
     panel = series(
         title,
         description,

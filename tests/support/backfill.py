@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 import subprocess
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from daemon.observability.catalogue import METRICS, Metric
+from tests.support.monitoring import JOB, Prometheus, prometheus
 from tests.support.prometheus import tool
-from tests.support.waiting import seen_now
 
 STEP = 60
 """Seconds from one sample to the next."""
 
-TARGET = {"job": "askfirst", "instance": "127.0.0.1:8484"}
+TARGET = {"job": JOB, "instance": "127.0.0.1:8484"}
 
 VALUES = {
     "agent": ("matchmaker", "perishables", "digest"),
@@ -133,77 +127,21 @@ def _written(labels: dict[str, str]) -> str:
     return "{" + ",".join(f'{name}="{value}"' for name, value in {**TARGET, **labels}.items()) + "}"
 
 
-class Prometheus:
-    """A Prometheus that answers.
-
-    Attributes:
-        address: where.
-        now: the moment of the last samples.
-    """
-
-    def __init__(self, address: str, now: int) -> None:
-        self.address = address
-        self.now = now
-
-    def at_the_end(self, expr: str) -> list[dict[str, Any]]:
-        """The series of an expression, with the value at the last moment."""
-        return self._asked("query", query=expr, time=self.now)
-
-    def over(self, expr: str, seconds: int, step: int) -> list[dict[str, Any]]:
-        """The series of an expression, with their values in the last so many seconds."""
-        return self._asked("query_range", query=expr, start=self.now - seconds, end=self.now, step=step)
-
-    def _asked(self, what: str, **parameters: object) -> list[dict[str, Any]]:
-        url = f"{self.address}/api/v1/{what}?{urllib.parse.urlencode(parameters)}"
-        try:
-            with urllib.request.urlopen(url, timeout=60) as reply:
-                answer = json.load(reply)
-        except urllib.error.HTTPError as error:
-            raise AssertionError(f"{parameters['query']}: {json.load(error)['error']}") from error
-        result: list[dict[str, Any]] = answer["data"]["result"]
-        return result
-
-
 @contextmanager
 def filled_prometheus(folder: Path, *, hours: float) -> Iterator[Prometheus]:
-    """A real Prometheus with so many hours of everything, up to now."""
+    """A real Prometheus that holds so many hours of everything, up to now.
+
+    Args:
+        folder: an empty folder.
+        hours: how many.
+    """
     now = int(time.time())
-    text, data = folder / "metrics.txt", folder / "data"
+    text = folder / "metrics.txt"
     text.write_text(open_metrics(now - int(hours * 3600), now), encoding="utf-8")
-    command = [tool("promtool"), "tsdb", "create-blocks-from", "openmetrics", "--quiet", str(text), str(data)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = [tool("promtool"), "tsdb", "create-blocks-from", "openmetrics", "--quiet"]
+    done = subprocess.run(
+        [*command, str(text), str(folder / "data")], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    (folder / "prometheus.yml").write_text("{}\n", encoding="utf-8")
-    options = {
-        "config.file": folder / "prometheus.yml",
-        "storage.tsdb.path": data,
-        "web.listen-address": "127.0.0.1:0",
-    }
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [tool("prometheus"), *(f"--{name}={value}" for name, value in options.items())],
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        seen_now(lambda: process.poll() is not None or _ready(folder / "log"))
-        assert process.poll() is None, (folder / "log").read_text(encoding="utf-8")
-        yield Prometheus(_address(folder / "log"), now)
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _address(log: Path) -> str:
-    """Where it listens, at a port that the system chose; empty before it does."""
-    found = re.search(r'msg="Listening on" address=(\S+)', log.read_text(encoding="utf-8"))
-    return f"http://{found[1]}" if found else ""
-
-
-def _ready(log: Path) -> bool:
-    address = _address(log)
-    try:
-        with urllib.request.urlopen(f"{address}/-/ready", timeout=5) as reply:
-            return bool(reply.status == 200)
-    except (OSError, ValueError):
-        return False
+    with prometheus(folder) as filled:
+        yield filled

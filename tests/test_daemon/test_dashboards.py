@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from daemon.observability.catalogue import METRICS
+from daemon.observability.catalogue import METRICS, VALUES
 from dashboards.__main__ import FOLDER, files, write
 from dashboards.alarms import alarm, alarm_names
 from dashboards.boards import Board, Row
@@ -139,10 +139,7 @@ def test_the_data_source_and_the_daemon_can_be_chosen(uid: str) -> None:
 
 def test_colours_of_series_are_those_of_series_that_there_are() -> None:
     """An override finds its series by its whole name: a legend that changed would lose its colour."""
-    outcomes = {"succeeded", "failed", "timed_out", "cancelled", "interrupted"}
-    actions = {"approve", "edit", "reject", "snooze", "undo"}
-    statuses = {"applied", "undone", "rejected", "expired", "apply_failed", "needs_attention"}
-    closed = {"{{outcome}}": outcomes, "{{action}}": actions, "{{status}}": statuses}
+    closed = {f"{{{{{label}}}}}": set(VALUES[label]) for label in ("outcome", "action", "status")}
     for _, panel in every_panel():
         names = {
             override["matcher"]["options"]
@@ -166,6 +163,18 @@ def test_queries_use_only_the_metrics_and_labels_of_the_catalogue() -> None:
             labels = labels_of(METRICS[metric_of(name)]) if known is None else known
             asked = set(re.findall(r'(\w+)=~?"', matchers))
             assert asked <= {*labels, "job", "instance"}, target["expr"]
+
+
+def test_queries_ask_only_for_values_that_there_are() -> None:
+    asked = {
+        (label, value)
+        for _, _, target in every_target()
+        for label, values in re.findall(r'(\w+)=~"([^"$]+)"', target["expr"])
+        for value in values.split("|")
+        if label in VALUES
+    }
+    assert ("status", "needs_attention") in asked
+    assert {(label, value) for label, value in asked if value not in VALUES[label]} == set()
 
 
 def test_every_metric_of_the_catalogue_stands_in_a_panel() -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.backfill import Prometheus, filled_prometheus
+from tests.support.backfill import filled_prometheus
 from tests.support.dashboards import boards, marks, panels, queries
+from tests.support.monitoring import Prometheus
 
 pytestmark = pytest.mark.monitoring
 
 HOURS = 3
+STRETCH = 300
+"""Seconds that one point of a graph stands for."""
+
 WINDOW = "6m"
-"""What `$__rate_interval` would be for stretches of five minutes."""
+"""What `$__rate_interval` would be for such stretches."""
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +33,12 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 def values(prometheus: Prometheus, expr: str, *, instant: bool) -> list[float]:
     """Every value that a panel would show."""
     if instant:
-        return [float(series["value"][1]) for series in prometheus.at_the_end(expr)]
-    found = prometheus.over(expr, HOURS * 3600, 300)
-    return [float(value) for series in found for _, value in series["values"]]
+        return [float(series["value"][1]) for series in prometheus.query(expr)]
+    now = time.time()
+    found = prometheus.api(
+        "query_range", query=expr, start=f"{now - HOURS * 3600}", end=f"{now}", step=f"{STRETCH}"
+    )
+    return [float(value) for series in found["result"] for _, value in series["values"]]
 
 
 def test_every_query_of_every_panel_has_an_answer_that_can_be_drawn(prometheus: Prometheus) -> None:
@@ -63,7 +71,7 @@ def test_a_number_at_the_top_is_one_number(prometheus: Prometheus) -> None:
     }
     asked = [query for query in queries(over=f"{HOURS}h") if (query.dashboard, query.panel) in stats]
     assert len(asked) == len(stats)
-    assert {query: len(prometheus.at_the_end(query.expr)) for query in asked} == dict.fromkeys(asked, 1)
+    assert {query: len(prometheus.query(query.expr)) for query in asked} == dict.fromkeys(asked, 1)
 
 
 def test_a_table_has_one_row_for_each_key_whatever_the_column(prometheus: Prometheus) -> None:
@@ -71,7 +79,7 @@ def test_a_table_has_one_row_for_each_key_whatever_the_column(prometheus: Promet
     rows: dict[str, set[frozenset[Any]]] = {}
     for query in queries(over=f"{HOURS}h"):
         if query.panel in {"Agents", "Budgets"}:
-            found = prometheus.at_the_end(query.expr)
+            found = prometheus.query(query.expr)
             rows.setdefault(query.panel, set()).update(
                 frozenset(series["metric"].items()) for series in found
             )
@@ -91,4 +99,4 @@ def test_nothing_is_told_of_a_daemon_that_is_not_reached(tmp_path: Path, prometh
     gone = [
         query for query in queries(job="nobody", over="1h") if query.instant and "ALERTS" not in query.expr
     ]
-    assert [query for query in gone if prometheus.at_the_end(query.expr)] == []
+    assert [query for query in gone if prometheus.query(query.expr)] == []
