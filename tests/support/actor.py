@@ -63,7 +63,7 @@ class ActorAgent(BaseAgent):
         for word in words:
             question = "This is forbidden" if word == "forbidden" else "What now?"
             try:
-                await self.use_llm(f"{question} {time.monotonic()}", task=word)
+                await self.use_llm(f"{question} {time.monotonic()}", task=word, max_tokens=8)
             except LLMError as error:
                 self.context.notes.append(type(error).__name__)
 
