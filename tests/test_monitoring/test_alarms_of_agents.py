@@ -33,6 +33,7 @@ retries = 0
 max_concurrency = 4
 
 [llm.backends.frail]
+timeout = 20
 model = "small"
 api_base = "FRAIL"
 
@@ -156,9 +157,10 @@ def mended(scene: Scene) -> Scene:
     scene.daemon.command("agents", "resume", "failer")
     for number in proposals(scene.daemon):
         scene.daemon.command("proposals", "reject", str(number))
-    text = scene.daemon.configuration.read_text()
-    scene.daemon.configuration.write_text(text.replace('"100 tokens/day"', '"1000 tokens/day"'))
-    scene.daemon.reload('"40 tokens/day"', '"1001 tokens/day"')
+    # Another time limit makes another client, which has not failed yet; else the broken one is left alone for 30 s.
+    changes = {'"100 tokens': '"1000 tokens', '"40 tokens': '"1001 tokens', "timeout = 20": "timeout = 19"}
+    scene.daemon.reload(changes)
+    scene.daemon.command("agents", "resume", "asker")
     return scene
 
 

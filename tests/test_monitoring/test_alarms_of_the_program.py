@@ -125,9 +125,9 @@ def test_a_clock_that_is_set_and_the_runs_passed_over_are_told(scene: Scene, rec
 
 
 def test_a_full_disk_is_told(scene: Scene, record_property: Note) -> None:
-    scene.daemon.reload("min_free_bytes = 1000000\n", "min_free_bytes = 1000000000000000\n")
+    scene.daemon.reload({"min_free_bytes = 1000000\n": "min_free_bytes = 1000000000000000\n"})
     scene.stage.arrives("AskfirstStorageFull", scene.labels)
-    scene.daemon.reload("min_free_bytes = 1000000000000000\n", "min_free_bytes = 1000000\n")
+    scene.daemon.reload({"min_free_bytes = 1000000000000000\n": "min_free_bytes = 1000000\n"})
     scene.stage.ends("AskfirstStorageFull", scene.labels, told=True)
     note_watched(record_property, alerts=1)
 
