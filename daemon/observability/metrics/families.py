@@ -46,15 +46,17 @@ class Families:
             self._forget_what_has_no_place(name)
             if METRICS[name].kind == "counter":
                 for labels in self.room.from_zero(name):
-                    self.count(name, labels, 0.0)
+                    self._child(name, labels)
         return hidden
 
     def _forget_what_has_no_place(self, name: str) -> None:
         for labels in [each for each in self._places.get(name, ()) if not self.room.has(name, each)]:
             self._places[name].discard(labels)
             self._counted[name].remove(*labels)
-        known = self._set.get(name, {})
-        self._set[name] = {key: value for key, value in known.items() if self.room.is_expected(name, key)}
+        known = self._set.pop(name, {})
+        kept = {key: value for key, value in known.items() if self.room.is_expected(name, key)}
+        if kept:
+            self._set[name] = kept
 
     def count(
         self, name: str, labels: Labels = (), amount: float = 1.0, exemplar: Exemplar | None = None
@@ -117,7 +119,8 @@ class Snapshot(Collector):
     def collect(self) -> Iterator[Family]:
         """All families in the catalogue's order, never of more series than there is room for."""
         _merge(self.values, self.last())
-        counted = {name: family for name, each in self.counted.items() for family in each.collect()}
+        happened = {name: each for name, each in self.counted.items() if name not in self.values}
+        counted = {name: family for name, each in happened.items() for family in each.collect()}
         room = self.room.limit - sum(len(family.samples) for family in counted.values())
         shown = _shown(self.room, self.values, room)
         for name, metric in METRICS.items():
