@@ -157,6 +157,7 @@ async def test_a_hundred_thousand_hostile_label_values_change_nothing() -> None:
         metrics.observe_call(event)
     for outcome in RunOutcome:
         metrics.observe_event(a_run("stranger", outcome))
+    metrics.count("askfirst_agent_missed_total", ("stranger",))
     before, rounds = set(await scraped(metrics)), 100_000 // 24
     for number in range(rounds):
         nasty = f"{NASTY[number % len(NASTY)]}{number}"

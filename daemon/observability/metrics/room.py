@@ -340,4 +340,6 @@ class Room:
 def presentable(value: str) -> str:
     """`value` as a label value: of a bounded length, and nothing in it that cannot be sent or seen."""
     short = value[:MOST_CHARACTERS]
+    if short.isprintable():
+        return short
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in short)
