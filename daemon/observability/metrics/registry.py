@@ -204,6 +204,11 @@ class Metrics:
         wanted = preferred_format(accept)
         return await self._scrapes.get(wanted), CONTENT_TYPES[wanted]
 
+    @property
+    def waiting_scrapes(self) -> int:
+        """How many scrapes are not answered yet."""
+        return self._scrapes.waiting
+
     async def _encode(self, formats: Collection[Format]) -> Mapping[Format, bytes]:
         await asyncio.gather(*(source.refresh() for source in self._slow if source.is_old))
         readings = [*(source.last for source in self._slow), *(source.read() for source in self._quick)]

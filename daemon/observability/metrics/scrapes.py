@@ -44,6 +44,11 @@ class Scrapes:
         self._task: asyncio.Task[None] | None = None
         self._rest_until = 0.0
 
+    @property
+    def waiting(self) -> int:
+        """How many are not answered yet."""
+        return len(_alive(self._answering + self._waiting))
+
     async def get(self, wanted: Format) -> bytes:
         """The text in the format `wanted`, as of now."""
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
