@@ -154,7 +154,7 @@ async def test_the_loop_goes_on_while_a_scrape_is_encoded(monkeypatch: pytest.Mo
     assert b"process_open_fds" in (await scrape)[0]
 
 
-async def test_a_storm_of_scrapes_is_answered_whole_with_two_encodings(
+async def test_a_storm_of_scrapes_is_answered_whole_with_two_encodings_at_most(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     encodings, go, read = [], threading.Event(), ProcessReader.__call__
@@ -179,7 +179,7 @@ async def test_a_storm_of_scrapes_is_answered_whole_with_two_encodings(
         await server.aclose()
     assert {answer.status_code for answer in answers} == {200}
     assert {STEPS in answer.text and answer.text.endswith("\n") for answer in answers} == {True}
-    assert len(encodings) == 2
+    assert len(encodings) <= 2  # of those that came at once, and of those that came meanwhile
 
 
 @pytest.mark.parametrize(
