@@ -205,7 +205,7 @@ class Metrics:
         return await self._scrapes.get(wanted), CONTENT_TYPES[wanted]
 
     async def _encode(self, formats: Collection[Format]) -> Mapping[Format, bytes]:
-        await asyncio.gather(*(source.refresh() for source in self._slow))
+        await asyncio.gather(*(source.refresh() for source in self._slow if source.is_old))
         readings = [*(source.last for source in self._slow), *(source.read() for source in self._quick)]
         for reading in readings:
             _check_names(reading)

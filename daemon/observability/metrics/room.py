@@ -229,10 +229,12 @@ class Room:
         return tuple(name for name, form in self._forms.items() if form.kind in (kind, (*kind, HISTOGRAM)))
 
     def from_zero(self, name: str) -> tuple[Labels, ...]:
-        """The sets of label values whose counter begins at 0: of what is shown by name, and worth a look."""
+        """The places of a counter that begin at 0: of what is expected, and worth a look."""
         form = self._forms[name]
-        units = self._shown[form.kind].values()
-        return tuple(labels for unit in units for labels in form.sets(unit, EXPECTED) if OTHER not in labels)
+        units = self._shown[form.kind]
+        told = [labels for unit in units.values() for labels in form.sets(unit, EXPECTED)]
+        hidden = set(self.expected(form.kind)) - set(units)
+        return (*(each for each in told if OTHER not in each), *(form.of_others() if hidden else ()))
 
     def is_expected(self, name: str, labels: Labels) -> bool:
         """Whether all names in `labels` are expected ones; yes, if there is no name among them."""
@@ -338,4 +340,6 @@ class Room:
 def presentable(value: str) -> str:
     """`value` as a label value: of a bounded length, and nothing in it that cannot be sent or seen."""
     short = value[:MOST_CHARACTERS]
+    if short.isprintable():
+        return short
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in short)
