@@ -150,6 +150,7 @@ class TestFile:
             "api_key_file",
             "allowed_hosts",
             "ping_url",
+            "pushgateway",
             "control_group",
             "timezone",
             "quiet",
