@@ -83,10 +83,10 @@ def _summary() -> list[Panel]:
             steps=((None, WELL), (1, LATE)),
         ).linked(alarm("AskfirstProposalsWaiting")),
         stat(
-            "Need attention",
+            "Not carried out",
             "Approved changes that could not be carried out: askfirst proposals show ID, then apply or "
             "reject.",
-            total(_own("askfirst_proposals", status="needs_attention")).or_zero(),
+            total(_own("askfirst_proposals", status="apply_failed|needs_attention")).or_zero(),
             unit="short",
             decimals=0,
             steps=((None, WELL), (1, BAD)),
