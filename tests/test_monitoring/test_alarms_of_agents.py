@@ -112,9 +112,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """Everything that can go wrong has gone wrong."""
     folder = tmp_path_factory.mktemp("agents")
     with ScriptedModel() as frail, ScriptedModel() as stern:
-        tables = [
-            f'[agents.{name}]\nisolation = "none"\n{SCHEDULES.get(name, "")}\n' for name in AGENTS
-        ]
+        tables = [f'[agents.{name}]\nisolation = "none"\n{SCHEDULES.get(name, "")}\n' for name in AGENTS]
         text = CONFIGURATION.replace("FRAIL", frail.url("small")).replace("STERN", stern.url("big"))
         found = daemon(folder, text + "\n".join(tables), AGENTS)
         with stage(folder, found.address) as watching:
