@@ -89,7 +89,7 @@ class Metrics:
                 "for more raise metrics.max_series",
                 len(hidden),
                 len(dict.fromkeys(units)),
-                " and ".join(kind),
+                kind[-1],
                 self._families.room.limit,
             )
 
