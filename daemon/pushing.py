@@ -34,7 +34,6 @@ _CONTENT = "text/plain; version=0.0.4; charset=utf-8"
 _NOT_OF_RUNS = (
     "process_",  # node_exporter and the Pushgateway tell these of themselves
     "askfirst_log_",
-    "askfirst_database_writes",
     "askfirst_agent_missed",
     # People decide through other processes.
     "askfirst_proposal_decision",
