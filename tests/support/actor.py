@@ -14,7 +14,7 @@ from agents.errors import AgentError, SourceError
 from agents.proposal import Proposal
 from llm import LLMError
 
-BLOCKED_S = 0.8
+BLOCKED_S = 0.6
 """Longer than `stall_after` of the daemon that it keeps from its work."""
 
 LONG_LINE = "a long line " * 400

@@ -94,7 +94,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(
-    folder: Path, *addresses: str, rules: str = "", alertmanager: str = "", interval: str = "500ms"
+    folder: Path, *addresses: str, rules: str = "", alertmanager: str = "", interval: str = "1s"
 ) -> Iterator[Prometheus]:
     """Prometheus, ready to be asked; ended at the end.
 
@@ -145,7 +145,7 @@ def alertmanager(folder: Path, configuration: str) -> Iterator[str]:
 
 
 def _that_finds_its_templates(binary: Path, folder: Path) -> Path:
-    """The Alertmanager itself where it is installed; else a copy that looks for them in its working folder."""
+    """The Alertmanager where it is installed; else a copy that looks for them in its working folder."""
     own = binary.parents[2] / TEMPLATES.relative_to("/")
     if TEMPLATES.is_dir() or not own.is_dir():
         return binary

@@ -61,7 +61,7 @@ spare = ["spare"]
 dear = ["dear"]
 
 [proposals]
-expires_after = "30s"
+expires_after = "36s"
 
 [metrics]
 max_series = 1000
@@ -120,6 +120,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             try:
                 seen_now(lambda: watching.prometheus.value("askfirst_build_info") == 1)
                 _cause(found, frail)
+                # It keeps scrapes waiting too, so that others would be told late.
+                watching.arrives("AskfirstLoopStalls", CAUSED["AskfirstLoopStalls"])
+                found.order("blocker", "rest")
                 yield Scene(watching, found, frail)
             finally:
                 found.kill()
@@ -155,7 +158,7 @@ def mended(scene: Scene) -> Scene:
     scene.daemon.command("agents", "resume", "failer")
     for number in proposals(scene.daemon):
         scene.daemon.command("proposals", "reject", str(number))
-    # Another time limit makes another client, which has not failed yet; else the broken one is left alone for 30 s.
+    # Another time limit makes another client, which has not failed yet: the old one is left alone for 30 s.
     changes = {'"100 tokens': '"1000 tokens', '"40 tokens': '"1001 tokens', "timeout = 20": "timeout = 19"}
     scene.daemon.reload(changes)
     scene.daemon.command("agents", "resume", "asker")
