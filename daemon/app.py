@@ -171,6 +171,7 @@ class Daemon:
                         _log.error("the configuration was not taken over: %s", problem)
                     raise
                 self.settings = settings
+                self._watching.follow()
                 self._space.follow(settings.daemon.min_free_bytes)
                 if self._dead_man is not None and self._scheduler.runtime is not None:
                     self._dead_man.set_agents(self._ping_addresses(self._scheduler.runtime))

@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -106,6 +107,17 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, value: bool) 
 @click.option(
     "--agent", "agents", multiple=True, metavar="NAME", help="With --once: only this agent; may be repeated."
 )
+@click.option(
+    "--metrics-file",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="With --once: leave metrics in this .prom file, for node_exporter's textfile collector.",
+)
+@click.option(
+    "--pushgateway",
+    metavar="URL",
+    help="With --once: leave metrics with this Pushgateway; in the configuration: metrics.pushgateway.",
+)
 @json_option
 @global_options()
 @click.option(
@@ -118,21 +130,32 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, value: bool) 
 )
 @pass_invocation
 @click.pass_context
-def cli(ctx: click.Context, call: Invocation, once: bool, agents: tuple[str, ...]) -> Any:  # noqa: FBT001 - click's
+def cli(  # noqa: PLR0917 - click hands them over by name
+    ctx: click.Context,
+    call: Invocation,
+    once: bool,  # noqa: FBT001 - click's
+    agents: tuple[str, ...],
+    metrics_file: Path | None,
+    pushgateway: str | None,
+) -> Any:
     """Small agents that work in the background and ask first.
 
     Without a command this is the daemon: it runs the enabled agents on their schedules until it is stopped.
     """
+    given = {"--agent": agents, "--metrics-file": metrics_file, "--pushgateway": pushgateway}
+    with_once = [option for option, value in given.items() if value]
     if ctx.invoked_subcommand is not None:
-        if once or agents:
-            ctx.fail(f"--once and --agent stand alone, not before {ctx.invoked_subcommand!r}")
+        if once or with_once:
+            ctx.fail(
+                f"{', '.join(with_once) or '--once'} stands alone, not before {ctx.invoked_subcommand!r}"
+            )
         return None
     if once:
         from daemon.commands.once import run_once  # noqa: PLC0415 - imported only when chosen
 
-        return run_once(call, agents)
-    if agents:
-        ctx.fail("--agent needs --once")
+        return run_once(call, agents, metrics_file=metrics_file, pushgateway=pushgateway)
+    if with_once:
+        ctx.fail(f"{with_once[0]} needs --once")
     from daemon.commands.run import run_daemon  # noqa: PLC0415 - imported only when chosen
 
     return run_daemon(call)

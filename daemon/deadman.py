@@ -13,8 +13,6 @@ import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from daemon.events import (
     AgentState,
@@ -24,14 +22,9 @@ from daemon.events import (
     RunFinished,
     RunOutcome,
 )
-
-if TYPE_CHECKING:
-    import httpx
+from daemon.outside import Outside, host_of
 
 _log = logging.getLogger(__name__)
-
-LIMIT_S = 10.0
-"""How long one attempt may take."""
 
 PAUSES_S = (1.0, 5.0)
 """How long is waited before the second and the third attempt; then the message is given up."""
@@ -83,7 +76,7 @@ class DeadMan:
         self._waiting: asyncio.Queue[_Message] = asyncio.Queue(MOST_WAITING)
         self._tasks: list[asyncio.Task[None]] = []
         self._silent: set[str] = set()
-        self._client: httpx.AsyncClient | None = None
+        self._outside = Outside()
 
     def set_agents(self, agents: Mapping[str, str]) -> None:
         """From now on these agents have these addresses."""
@@ -104,8 +97,7 @@ class DeadMan:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._client is not None:
-            await self._client.aclose()
+        await self._outside.aclose()
 
     def note(self, event: Event) -> None:
         """Tell an agent's address about its run: a subscriber of the event bus."""
@@ -152,7 +144,7 @@ class DeadMan:
             failure = await self._attempt(message)
             if not failure:
                 break
-        host = urlsplit(message.address).hostname or "?"  # the rest of the address is as good as a password
+        host = host_of(message.address)
         if failure and host not in self._silent:
             self._silent.add(host)
             _log.warning("%s cannot be told that all is well: %s; told again when it can", host, failure)
@@ -162,28 +154,6 @@ class DeadMan:
 
     async def _attempt(self, message: _Message) -> str:
         """What went wrong, empty if nothing did."""
-        client = await self._connected()
-        import httpx  # noqa: PLC0415 - loaded by now
-
         address = f"{message.address.rstrip('/')}{message.suffix}"
         query = {"rid": str(uuid.uuid5(_NAMESPACE, message.run))} if message.run else None
-        try:
-            async with asyncio.timeout(LIMIT_S):
-                response = await client.post(address, params=query, content=message.text.encode())
-        except TimeoutError:
-            return f"no answer within {LIMIT_S:g} s"
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            return type(error).__name__  # its text may hold the address
-        return "" if response.is_success else f"it answers {response.status_code}"
-
-    async def _connected(self) -> httpx.AsyncClient:
-        if self._client is None:
-            self._client = await asyncio.to_thread(_new_client)
-        return self._client
-
-
-def _new_client() -> httpx.AsyncClient:
-    """In a thread: it reads the certificates of the authorities."""
-    import httpx  # noqa: PLC0415 - only programs that tell somebody need it
-
-    return httpx.AsyncClient(timeout=LIMIT_S, follow_redirects=False)
+        return await self._outside.send("POST", address, message.text.encode(), query=query)

@@ -23,7 +23,7 @@ from llm import LLMConfig, LLMError, Routes
 if TYPE_CHECKING:
     from llm.events import Observer
 
-_RESTART = ("daemon.control_group", "daemon.data_dir", "daemon.log_format", "web.")
+_RESTART = ("daemon.control_group", "daemon.data_dir", "daemon.log_format", "metrics.max_series", "web.")
 """Settings that are read once, at the start."""
 
 _TABLES = ("agents", "llm.backends")

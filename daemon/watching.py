@@ -1,7 +1,7 @@
 """Watching: connects the metrics with what is open: whatever they read at a scrape, and what events say.
 
 It asks the scheduler for what is open each time, since another configuration puts another runtime in the
-place of the one before; that is noticed at the next event, call or scrape, and whatever is new is expected.
+place of the one before. Whoever does that says so by `follow`; else the next event or scrape notices it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from agents.context import utc_now
@@ -34,8 +35,6 @@ from daemon.observability.metrics import Labels, Metrics, Reading
 from llm.budgets import parse_budgets
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from agents.schedule import Schedule
     from daemon.housekeeping import Housekeeping
     from daemon.observability.stalls import StallWatch
@@ -73,9 +72,11 @@ class Watching:
         self._scheduler: AgentScheduler | None = None
         self._followed: Runtime | None = None
         self._census: Census | None = None
+        self._folder = Path()
         self._since: dict[str, datetime] = {}
         self._intervals: dict[str, Intervals] = {}
         self._agents_changed: Callable[[], None] = lambda: None
+        self._model_changed: Callable[[], None] = lambda: None
         for action in VALUES["action"]:
             metrics.count("askfirst_proposal_decisions_total", (action,), 0)
         metrics.count("askfirst_proposal_apply_failures_total", (), 0)
@@ -84,12 +85,14 @@ class Watching:
         """Tell what happens to its agents, proposals and model calls; whose observer is `note_call`."""
         self._scheduler = scheduler
         scheduler.events.subscribe(self.note)
+        slowly = self.metrics.read_slowly_from
+        slowly(self._look, 0.0)
+        self._agents_changed = slowly(self._read_agents, AGENTS_AGE_S)
+        self._model_changed = slowly(self._read_budgets, BUDGETS_AGE_S)
+        slowly(self._read_cache, CACHE_AGE_S)
+        slowly(self._read_database, DISK_AGE_S)
         self.metrics.read_proposals_from(self._count_proposals)
         self.metrics.read_from(self._waiting_proposals)
-        self._agents_changed = self.metrics.read_slowly_from(self._read_agents, AGENTS_AGE_S)
-        self.metrics.read_slowly_from(self._read_budgets, BUDGETS_AGE_S)
-        self.metrics.read_slowly_from(self._read_cache, CACHE_AGE_S)
-        self.metrics.read_slowly_from(self._read_database, DISK_AGE_S)
 
     def watch_program(
         self, folder: Path, space: SpaceGuard, house: Callable[[], Housekeeping | None]
@@ -109,8 +112,8 @@ class Watching:
         jobs = {job: partial(failing, job) for job in VALUES["job"]}
         self.metrics.read_state_from(lambda: bool(space.trouble), jobs)
         self.metrics.read_from(self._read_program)
-        self.metrics.read_slowly_from(self._measure_lag, 0.0)
-        self.metrics.read_slowly_from(partial(_read_disk, folder), DISK_AGE_S)
+        self._folder = folder
+        self.metrics.read_slowly_from(self._read_disk, DISK_AGE_S)
 
     def watch_stalls(self, stalls: StallWatch) -> None:
         """Tell how often the event loop stood still."""
@@ -125,12 +128,12 @@ class Watching:
 
     def note_call(self, event: CallEvent, /) -> None:
         """Take note of a model call: an `llm.events.Observer`."""
-        self._follow()
+        self.follow()
         self.metrics.observe_call(event)
 
     def note(self, event: Event) -> None:
         """Take note of what happened: a subscriber of the event bus."""
-        self._follow()
+        self.follow()
         self.metrics.observe_event(event)
         match event:
             case RunFinished(result=result):
@@ -169,8 +172,8 @@ class Watching:
 
     # what is open
 
-    def _follow(self) -> Runtime | None:
-        """What is open now; expect its agents and models if it is new."""
+    def follow(self) -> Runtime | None:
+        """What is open now; if it is new, expect its agents and models, and read everything anew."""
         runtime = None if self._scheduler is None else self._scheduler.runtime
         if runtime is None or runtime is self._followed:
             return runtime
@@ -185,12 +188,22 @@ class Watching:
             self.metrics.set("askfirst_llm_breaker_open", (name,), 0.0)
         self._since = {name: each for name, each in self._since.items() if name in runtime.agent_names}
         self._agents_changed()
+        self._model_changed()
         return runtime
 
     # what is read
 
+    async def _look(self) -> Reading:
+        """Notice what is new, and how long the loop takes to come round now that somebody looks."""
+        self.follow()
+        began = time.perf_counter()
+        await asyncio.sleep(0)
+        if self._scheduler is not None:
+            self._scheduler.lag.note(time.perf_counter() - began)
+        return {}
+
     async def _read_agents(self) -> Reading:
-        runtime, scheduler = self._follow(), self._scheduler
+        runtime, scheduler = self.follow(), self._scheduler
         if runtime is None or scheduler is None:
             return {}
         await self._remember(runtime)
@@ -239,7 +252,7 @@ class Watching:
         return self._intervals
 
     async def _count_proposals(self) -> Mapping[tuple[str, ProposalStatus], int]:
-        runtime = self._follow()
+        runtime = self.follow()
         if runtime is None:
             return {}
         self._census = await runtime.proposals.census(self._now())
@@ -256,7 +269,7 @@ class Watching:
         }
 
     async def _read_budgets(self) -> Reading:
-        runtime = self._follow()
+        runtime = self.follow()
         found = () if runtime is None or runtime.llm is None else await runtime.llm.budgets()
         return {
             "askfirst_llm_budget_used": {(str(each.budget),): each.used for each in found},
@@ -264,7 +277,7 @@ class Watching:
         }
 
     async def _read_cache(self) -> Reading:
-        runtime = self._follow()
+        runtime = self.follow()
         stats = None if runtime is None or runtime.llm is None else await runtime.llm.cache_stats()
         if stats is None:
             return {}
@@ -275,20 +288,18 @@ class Watching:
         }
 
     async def _read_database(self) -> Reading:
-        runtime = self._follow()
+        runtime = self.follow()
         if runtime is None:
             return {}
-        size = await asyncio.to_thread(runtime.db.size)
-        return {
-            "askfirst_database_size_bytes": float(size),
-            "askfirst_database_writes_total": float(runtime.db.writes),
-        }
+        return {"askfirst_database_size_bytes": float(await asyncio.to_thread(runtime.db.size))}
 
     def _read_program(self) -> Reading:
-        scheduler = self._scheduler
+        runtime, scheduler = self.follow(), self._scheduler
         if scheduler is None:
             return {}
+        written = {} if runtime is None else {"askfirst_database_writes_total": float(runtime.db.writes)}
         return {
+            **written,
             "askfirst_loop_lag_seconds": scheduler.lag.largest,
             "askfirst_clock_steps_total": float(scheduler.clock_changes),
             "askfirst_queue_length": {
@@ -297,13 +308,12 @@ class Watching:
             },
         }
 
-    async def _measure_lag(self) -> Reading:
-        """How long the loop takes to come round, now that somebody looks; told by `_read_program`."""
-        began = time.perf_counter()
-        await asyncio.sleep(0)
-        if self._scheduler is not None:
-            self._scheduler.lag.note(time.perf_counter() - began)
-        return {}
+    async def _read_disk(self) -> Reading:
+        usage = await asyncio.to_thread(_usage_of, self._folder)
+        if usage is None:
+            return {}
+        free, size = usage
+        return {"askfirst_disk_free_bytes": float(free), "askfirst_disk_size_bytes": float(size)}
 
 
 def _models_of(runtime: Runtime) -> Mapping[str, LLMConfig]:
@@ -329,9 +339,13 @@ def _parsed(text: str, backend: str) -> list[str]:
     return [str(budget) for budget in parse_budgets(text, backend=backend)]
 
 
-async def _read_disk(folder: Path) -> Reading:
-    usage = await asyncio.to_thread(shutil.disk_usage, folder)
-    return {"askfirst_disk_free_bytes": float(usage.free), "askfirst_disk_size_bytes": float(usage.total)}
+def _usage_of(folder: Path) -> tuple[int, int] | None:
+    """What is free on the disk of a folder, and how large that is; None before the folder is made."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except FileNotFoundError:
+        return None
+    return usage.free, usage.total
 
 
 def _passed(due: Mapping[str, Intervals], now: datetime) -> dict[Labels, float]:

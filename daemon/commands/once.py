@@ -21,16 +21,20 @@ from daemon.commands.shapes import (
     selection_data,
     show_proposals,
 )
-from daemon.errors import ExitCode
+from daemon.errors import DaemonError, ExitCode
 from daemon.render import Screen
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pydantic import SecretStr
+
     from daemon.control.reach import Signs
     from daemon.control.remote import RemoteRuntime
     from daemon.events import RunResult
     from daemon.runtime import Runtime
-    from daemon.scheduler import AgentScheduler
     from daemon.settings import Settings
+    from daemon.watching import Watching
 
 _log = logging.getLogger(__name__)
 
@@ -38,26 +42,41 @@ MOST_SHOWN = 40
 """Proposals on the screen; the rest is counted and `askfirst proposals list` has them all."""
 
 
-def run_once(call: Invocation, names: Sequence[str]) -> int:
+def run_once(
+    call: Invocation,
+    names: Sequence[str],
+    *,
+    metrics_file: Path | None = None,
+    pushgateway: str | None = None,
+) -> int:
     """Run the agents `names` (every enabled one if there are none) and return the exit code.
 
     While a daemon runs, it is the one that runs them.
 
+    Args:
+        call: the invocation.
+        names: the agents.
+        metrics_file: where to leave the metrics of these runs.
+        pushgateway: with which Pushgateway to leave them, instead of that of the configuration.
+
     Raises:
         SettingsError: the configuration cannot work; nothing was run.
-        click.UsageError: there is no agent of such a name; nothing was run.
+        click.UsageError: an agent or a place for metrics cannot be as it was named; nothing was run.
+        DaemonRunning: metrics were asked for, but a daemon runs, which has its own; nothing was run.
         ControlError: a daemon runs and takes no commands of ours; nothing was run.
     """
     from daemon.control.reach import signs_of  # noqa: PLC0415 - beside what it is needed for
 
     settings = call.settings(check_agents=True)
     _check_names(settings, names)
+    settings = _checked_places(settings, metrics_file, pushgateway)
     screen = call.screen()
     agents, signs = tuple(dict.fromkeys(names)), signs_of(settings)
     if signs.runs:
+        _refuse_places(signs, metrics_file, pushgateway)
         model, results = _have_run(call, settings, signs, screen, agents)
     else:
-        model, results = _run_agents(call, settings, screen, agents)
+        model, results = _run_agents(call, settings, screen, agents, metrics_file)
     proposals = call.with_runtime(lambda runtime: open_proposals(runtime, results))
     if screen.as_json:
         screen.data(report(model, results, proposals))
@@ -103,20 +122,65 @@ def _check_names(settings: Settings, names: Sequence[str]) -> None:
             raise click.UsageError(msg) from error
 
 
+def _checked_places(settings: Settings, file: Path | None, pushgateway: str | None) -> Settings:
+    """The settings with the Pushgateway that was named, after a look at both places."""
+    from daemon.pushing import file_problem  # noqa: PLC0415 - beside what it is needed for
+
+    problem = "" if file is None else file_problem(file)
+    if problem:
+        msg = f"--metrics-file: {problem}"
+        raise click.UsageError(msg)
+    if pushgateway is None:
+        return settings
+    from pydantic import ValidationError  # noqa: PLC0415 - loaded by the settings already
+
+    try:
+        metrics = type(settings.metrics)(max_series=settings.metrics.max_series, pushgateway=pushgateway)
+    except ValidationError:
+        msg = "--pushgateway: the address must begin with http:// or https://"
+        raise click.UsageError(msg) from None  # the error would show the address
+    return settings.model_copy(update={"metrics": metrics})
+
+
+def _refuse_places(signs: Signs, file: Path | None, pushgateway: str | None) -> None:
+    """A daemon does the runs: they are in its own metrics, and a copy of these would be added up again."""
+    if file is None and pushgateway is None:
+        return
+    from daemon.errors import DaemonRunning  # noqa: PLC0415 - beside what it is needed for
+
+    option = "--pushgateway" if file is None else "--metrics-file"
+    who = "" if signs.holder is None else f" ({signs.holder})"
+    msg = (
+        f"{option}: a daemon runs here{who} and would do the runs, so that they are in its own metrics: "
+        "let Prometheus scrape its /metrics, or stop it first, or leave the option out"
+    )
+    raise DaemonRunning(msg)
+
+
 def _run_agents(
-    call: Invocation, settings: Settings, screen: Screen, names: Sequence[str]
+    call: Invocation, settings: Settings, screen: Screen, names: Sequence[str], file: Path | None
 ) -> tuple[dict[str, Any] | None, list[RunResult]]:
     import daemon.store.runs  # noqa: F401, PLC0415 - loads SQLAlchemy, before the event loop starts
     from daemon.observability.logging import EventLog  # noqa: PLC0415 - loads structlog
     from daemon.scheduler import AgentScheduler  # noqa: PLC0415 - loads the scheduler
 
-    scheduler = AgentScheduler(settings=settings, agents=names or None)
+    gateway = settings.metrics.pushgateway
+    watching = None if file is None and gateway is None else _watching(settings)
+    observers = [] if watching is None else [watching.note_call]
+    scheduler = AgentScheduler(settings=settings, agents=names or None, llm_observers=observers)
     scheduler.events.subscribe(EventLog().note)
+    if watching is not None:
+        watching.watch(scheduler)
 
     async def work() -> list[RunResult]:
-        runs = asyncio.ensure_future(scheduler.run_once())
-        await _show_model(screen, scheduler, runs)
-        return await runs
+        async with scheduler.opened() as runtime:
+            # At once: a small machine may think for a while after it.
+            _say_model(screen, selection_data(runtime.selection))
+            try:
+                return await scheduler.run_once()
+            finally:
+                if watching is not None and not _cancelled():
+                    await _leave_metrics(watching, runtime, file, gateway)
 
     with call.logging(settings):
         for warning in settings.warnings:
@@ -126,14 +190,44 @@ def _run_agents(
     return None if selection is None else selection_data(selection), results
 
 
-async def _show_model(screen: Screen, scheduler: AgentScheduler, runs: asyncio.Future[Any]) -> None:
-    """Say which model is used as soon as that is settled: a small machine may think for a while after it."""
-    if screen.as_json:
-        return
-    while scheduler.selection is None and not runs.done():
-        await asyncio.wait({runs}, timeout=0.02)
-    if scheduler.selection is not None:
-        _say_model(screen, selection_data(scheduler.selection))
+def _cancelled() -> bool:
+    """Whether somebody wants to end this at once, with Ctrl-C."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _watching(settings: Settings) -> Watching:
+    from daemon.control.wire import own_version  # noqa: PLC0415 - beside what it is needed for
+    from daemon.observability.metrics import Metrics  # noqa: PLC0415 - loads prometheus_client
+    from daemon.watching import Watching  # noqa: PLC0415 - as above
+
+    metrics = Metrics(max_series=settings.metrics.max_series)
+    metrics.set_version(own_version())
+    return Watching(metrics)
+
+
+async def _leave_metrics(
+    watching: Watching, runtime: Runtime, file: Path | None, gateway: SecretStr | None
+) -> None:
+    """Leave the metrics where they were asked for; where that fails it is said, and the runs count."""
+    from daemon.outside import Outside, host_of  # noqa: PLC0415 - beside what it is needed for
+    from daemon.pushing import of_runs, push, write_file  # noqa: PLC0415 - as above
+
+    if runtime.llm is not None:
+        await runtime.llm.flush()  # what remote calls cost may still have to be looked up
+    text, _ = await watching.metrics.scrape()
+    left = of_runs(text.decode())
+    if file is not None:
+        try:
+            await asyncio.to_thread(write_file, file, left)
+        except DaemonError as error:
+            _log.warning("%s", error)
+    if gateway is not None:
+        outside, address = Outside(), gateway.get_secret_value()
+        problem = await push(outside, address, left)
+        await outside.aclose()
+        if problem:
+            _log.warning("the Pushgateway at %s did not take the metrics: %s", host_of(address), problem)
 
 
 def _say_model(screen: Screen, model: Mapping[str, Any]) -> None:

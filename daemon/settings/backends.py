@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from agents.words import nearest
 from daemon.errors import SettingsError, SettingsProblem
@@ -120,6 +120,16 @@ def _check_addresses(settings: Settings) -> Iterator[str]:
     for address in found:
         yield address
         yield address.rstrip("/").rpartition("/")[2]
+    if settings.metrics.pushgateway is not None:
+        gateway = settings.metrics.pushgateway.get_secret_value()
+        yield gateway
+        yield from filter(None, _credentials(gateway))
+
+
+def _credentials(address: str) -> tuple[str, ...]:
+    """Name and password in an address, as they are written there, and the password itself."""
+    before, at, _ = address.partition("://")[2].partition("/")[0].rpartition("@")
+    return (before, unquote(before.partition(":")[2])) if at else ()
 
 
 def _own_key(name: str, table: BackendSettings, sources: Sources) -> dict[str, str]:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 HIDDEN = "set (hidden)"
 NOT_SET = "not set"
 
-_SECRET = frozenset({"api_key", "ping_url"})  # who knows the address of a check can pretend that all is well
+# Who knows the address of a check can pretend that all is well; that of a Pushgateway can hold a password.
+_SECRET = frozenset({"api_key", "ping_url", "pushgateway"})
 _OF_DAEMON: Mapping[str, KeyPath] = {
     "quiet": ("daemon", "quiet"),
     "backoff": ("daemon", "backoff"),

@@ -165,6 +165,13 @@ def _of_agent(name: str, text: str) -> list[Budget]:
     return [replace(budget, scope="agent", name=name) for budget in found]
 
 
+def _checked_address(value: SecretStr | None) -> SecretStr | None:
+    if value is not None and not value.get_secret_value().startswith(("http://", "https://")):
+        msg = "must begin with http:// or https://"
+        raise ValueError(msg)
+    return value
+
+
 class ModelSettings(Section):
     """Which model to use and how it shall answer; what is left out keeps the default of `LLMConfig`."""
 
@@ -413,10 +420,7 @@ class DaemonSettings(Section):
     @field_validator("ping_url")
     @classmethod
     def _an_address(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(("http://", "https://")):
-            msg = "must begin with http:// or https://"
-            raise ValueError(msg)
-        return value
+        return _checked_address(value)
 
 
 class BackupSettings(Section):
@@ -458,7 +462,7 @@ class WebSettings(Section):
 
 
 class MetricsSettings(Section):
-    """What `/metrics` shows."""
+    """What `/metrics` shows, and where `askfirst --once` leaves it."""
 
     max_series: Whole = Field(
         200,
@@ -466,6 +470,16 @@ class MetricsSettings(Section):
         le=100_000,
         description="how many series `/metrics` has at most; agents and models beyond that are `other` there",
     )
+    pushgateway: SecretStr | None = Field(
+        None,
+        description="address of a Pushgateway that `askfirst --once` leaves its metrics with when no daemon "
+        "runs; unset: none",
+    )
+
+    @field_validator("pushgateway")
+    @classmethod
+    def _an_address(cls, value: SecretStr | None) -> SecretStr | None:
+        return _checked_address(value)
 
 
 class ApproverSettings(Section):

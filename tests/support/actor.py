@@ -14,7 +14,7 @@ from agents.errors import AgentError, SourceError
 from agents.proposal import Proposal
 from llm import LLMError
 
-BLOCKED_S = 0.8
+BLOCKED_S = 0.6
 """Longer than `stall_after` of the daemon that it keeps from its work."""
 
 LONG_LINE = "a long line " * 400
@@ -53,7 +53,7 @@ class ActorAgent(BaseAgent):
                 return [self._note(number) for number in (1, 2)]
             case "shout":
                 for number in range(LONG_LINES):
-                    self.context.log.info(LONG_LINE + str(number))
+                    self.context.log.info(LONG_LINE, number=number)
             case _:
                 pass
         return []
@@ -63,7 +63,7 @@ class ActorAgent(BaseAgent):
         for word in words:
             question = "This is forbidden" if word == "forbidden" else "What now?"
             try:
-                await self.use_llm(f"{question} {time.monotonic()}", task=word)
+                await self.use_llm(f"{question} {time.monotonic()}", task=word, max_tokens=8)
             except LLMError as error:
                 self.context.notes.append(type(error).__name__)
 

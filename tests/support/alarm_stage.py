@@ -59,11 +59,13 @@ class Daemon:
         assert ended.code == code, f"askfirst {' '.join(arguments)}: {ended}"
         return ended
 
-    def reload(self, old: str, new: str) -> None:
-        """Change its configuration, and have it read again."""
+    def reload(self, changes: Mapping[str, str]) -> None:
+        """Change its configuration, each text into another, and have it read again."""
         text = self.configuration.read_text()
-        assert old in text
-        self.configuration.write_text(text.replace(old, new))
+        for old, new in changes.items():
+            assert old in text
+            text = text.replace(old, new)
+        self.configuration.write_text(text)
         self.command("reload")
 
     def start(self, *, stderr: int | IO[bytes] = subprocess.DEVNULL) -> None:

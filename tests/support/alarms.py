@@ -74,9 +74,8 @@ class Rule:
     @property
     def selectors(self) -> set[str]:
         """What it asks for, with matchers and without ranges: 'up{job="askfirst"}'."""
-        # Commas and brackets inside a text would confuse; none of ours has any.
         text = _RANGES.sub("", _LISTS.sub("", self.expr))
-        text = re.sub(r'(?<![=~])"[^"]*"', "", text)
+        text = re.sub(r',\s*"[^"]*"', ",", text)  # what label_replace is told
         found = {(name, matchers) for name, matchers in _SELECTORS.findall(text) if name not in _WORDS}
         return {
             name + matchers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import threading
@@ -20,6 +21,9 @@ from tests.support.prometheus import tool
 from tests.support.waiting import seen_now
 
 JOB = "askfirst"
+
+TEMPLATES = Path("/usr/share/prometheus/alertmanager")
+"""Where Debian's Alertmanager looks for its templates, and nowhere else."""
 
 CONFIGURATION = """
 global: {{scrape_interval: {interval}, scrape_timeout: {interval}, evaluation_interval: {interval}}}
@@ -90,7 +94,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(
-    folder: Path, *addresses: str, rules: str = "", alertmanager: str = "", interval: str = "500ms"
+    folder: Path, *addresses: str, rules: str = "", alertmanager: str = "", interval: str = "1s"
 ) -> Iterator[Prometheus]:
     """Prometheus, ready to be asked; ended at the end.
 
@@ -129,7 +133,7 @@ def alertmanager(folder: Path, configuration: str) -> Iterator[str]:
     (folder / "alertmanager.yml").write_text(configuration)
     address = f"127.0.0.1:{free_port()}"
     command = [
-        tool("prometheus-alertmanager"),
+        str(_that_finds_its_templates(Path(tool("prometheus-alertmanager")), folder)),
         f"--config.file={folder / 'alertmanager.yml'}",
         f"--storage.path={folder / 'data'}",
         f"--web.listen-address={address}",
@@ -140,10 +144,24 @@ def alertmanager(folder: Path, configuration: str) -> Iterator[str]:
         yield address
 
 
+def _that_finds_its_templates(binary: Path, folder: Path) -> Path:
+    """The Alertmanager where it is installed; else a copy that looks for them in its working folder."""
+    own = binary.parents[2] / TEMPLATES.relative_to("/")
+    if TEMPLATES.is_dir() or not own.is_dir():
+        return binary
+    for template in own.glob("*.tmpl"):
+        shutil.copy(template, folder)
+    there = bytes(TEMPLATES)
+    copy = folder / binary.name
+    copy.write_bytes(binary.read_bytes().replace(there, b".".ljust(len(there), b"/")))
+    copy.chmod(0o700)
+    return copy
+
+
 @contextmanager
 def _served(command: list[str], log: Path, ready: str) -> Iterator[None]:
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=stream, stderr=stream)
+        process = subprocess.Popen(command, cwd=log.parent, stdout=stream, stderr=stream)
         try:
             seen_now(lambda: process.poll() is not None or _answers(ready))
             assert process.poll() is None, log.read_text()

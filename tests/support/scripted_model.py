@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -12,7 +13,8 @@ class ScriptedModel:
     """Answers at `/MODEL/v1` on loopback, until it is closed; can be stopped and started again meanwhile.
 
     The last question decides: one with "hiccup" is refused the first time, "down" always with `small`,
-    "forbidden" for good, "doubt" is answered "unsure" by `small`. All else is answered at once.
+    "forbidden" for good, "doubt" is answered "unsure" by `small`, "at once" a second later, so that others
+    can share the answer.
 
     Attributes:
         asked: how many questions it was asked.
@@ -52,6 +54,8 @@ class ScriptedModel:
         """Status and body of the answer to one question."""
         self.asked += 1
         question = str(body["messages"][-1]["content"])
+        if "at once" in question:
+            time.sleep(1.0)
         if "hiccup" in question:
             self._hiccups += 1
             if self._hiccups == 1:

@@ -133,7 +133,7 @@ def test_every_command_answers_in_json_on_demand(words: tuple[str, ...]) -> None
         (("proposals", "snooze", "1", "--for", "soon"), "--for: 'soon' is not a duration"),
         (("proposals", "approve", "1", "--nope"), "No such option '--nope'"),
         (("--agent", "matchmaker"), "--agent needs --once"),
-        (("--once", "doctor"), "--once and --agent stand alone, not before 'doctor'"),
+        (("--once", "doctor"), "--once stands alone, not before 'doctor'"),
         (("llm", "ask", " "), "the prompt is empty"),
     ],
 )

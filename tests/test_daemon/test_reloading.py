@@ -16,7 +16,7 @@ from daemon import AgentScheduler
 from daemon.errors import DaemonError, SettingsError
 from daemon.runtime import Runtime
 from daemon.settings import DaemonSettings, Settings
-from daemon.settings.model import LLMSettings, WebSettings
+from daemon.settings.model import LLMSettings, MetricsSettings, WebSettings
 from llm import LLMConfig
 from tests.support.waiting import seen
 
@@ -51,13 +51,19 @@ def fresh() -> None:
 
 
 def settings_of(
-    folder: Path, agents: dict[str, dict[str, Any]] | None = None, *, web: int = 8484, **daemon: Any
+    folder: Path,
+    agents: dict[str, dict[str, Any]] | None = None,
+    *,
+    web: int = 8484,
+    series: int = 200,
+    **daemon: Any,
 ) -> Settings:
     daemon = {"data_dir": folder / "data", "stop_grace": timedelta(seconds=0.2), **daemon}
     return Settings(
         daemon=DaemonSettings(**daemon),
         llm=LLMSettings(backend="mock", enable_cache=False),
         web=WebSettings(port=web),
+        metrics=MetricsSettings(max_series=series),
         agents=agents or {},
     )
 
@@ -137,9 +143,10 @@ async def test_agents_come_and_go(tmp_path: Path) -> None:
         ({"agents": {"calm": {"catch_up": "perhaps"}, "eager": {"timeout": 0}}}, "agents.calm.catch_up"),
         ({"agents": {"calm": {"colour": "red"}}}, "agents.calm.colour"),
         ({"web": 8485}, "8484 -> 8485 needs a restart"),
+        ({"series": 500}, "200 -> 500 needs a restart"),
         ({"data_dir": Path("/nowhere")}, "/nowhere needs a restart"),
     ],
-    ids=["schedule", "two", "unknown", "web", "data"],
+    ids=["schedule", "two", "unknown", "web", "series", "data"],
 )
 async def test_a_configuration_that_cannot_work_changes_nothing(
     tmp_path: Path, change: dict[str, Any], words: str

@@ -390,3 +390,23 @@ async def test_time_is_guessed_from_the_calls_before_and_one_call_is_always_poss
     client = ScriptedBackend(always(), middleware=[gate])
     assert (await client.generate("Hello")).content == "yes"
     await client.aclose()
+
+
+async def test_a_client_says_how_far_its_budgets_are_used_before_its_first_call_too(bank: Bank) -> None:
+    first = bank.client(always(), budget="100 tokens/day, 2 usd/day")
+    await first.generate("Hello")
+    await first.aclose()  # with the last client the totals are forgotten, and read from the file again
+    second = bank.client(budget="100 tokens/day")
+    (status,) = await second.budgets()
+    assert (str(status.budget), status.used, status.left) == ("100 tokens/day", 20.0, 80.0)
+    assert await bank.client(budget="9 seconds/hour").budgets() != ()
+
+
+async def test_a_budget_begins_anew_with_its_window_though_nobody_calls(bank: Bank) -> None:
+    client = bank.client(always(), budget="100 tokens/month")
+    await client.generate("Hello")
+    (account,) = Bookkeeper.of(bank.file).accountant.open(parse_budgets("100 tokens/month"))
+    account.own, account.start, account.end = 99.0, 1.0, 2.0  # as if that had been spent long ago
+    (status,) = await client.budgets()
+    assert status.resets > time.time()
+    assert status.used == 20.0  # as the ledger says of this month

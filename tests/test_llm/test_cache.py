@@ -810,3 +810,34 @@ async def test_the_memory_before_the_store_is_bounded_and_what_it_lost_is_still_
     await cache.stats()  # the disk has caught up
     assert (await client.generate("Hello 0")).cached
     await shop.close()
+
+
+async def test_how_full_the_cache_is_is_told_without_making_a_file(folder: Path) -> None:
+    config = LLMConfig(backend="mock", cache_dir=str(folder))
+    async with get_llm_client(config) as client:
+        nothing = await client.cache_stats()
+        assert nothing is not None
+        assert (nothing.entries, nothing.bytes, nothing.evicted) == (0, 0, 0)
+        assert not folder.exists()
+        await client.generate("Hello")
+        kept_one = await client.cache_stats()
+        assert kept_one is not None
+        assert kept_one.entries == 1
+    async with get_llm_client(config) as another:  # before its first call
+        found = await another.cache_stats()
+        assert found is not None
+        assert found.entries == 1
+    async with get_llm_client(config.with_values(enable_cache=False)) as without:
+        assert await without.cache_stats() is None
+
+
+async def test_replies_that_went_to_make_room_are_counted_and_cleared_ones_are_not(folder: Path) -> None:
+    store = SqliteResponseStore(folder, max_bytes=128 * 1024)
+    for number in range(100):
+        store.put(kept(number.to_bytes(32), f"question {number}", "x" * 3000))
+        await store.stats()
+    full = await store.stats()
+    assert full.evicted == 100 - full.entries > 0
+    await store.clear()
+    assert (await store.stats()).evicted == full.evicted
+    await store.aclose()

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from llm import LLMConfig, calling, get_llm_client
-from llm.events import CallFinished
+from llm.events import CallEvent, CallFinished, CallPriced
 from llm.middleware.bookkeeper import Bookkeeper
 from llm.pricing import PriceList, parse_prices
 from llm.stores.ledger import UsageLedger, read_usage
@@ -32,6 +32,7 @@ from llm.stores.usage_tables import (
     Usage,
 )
 from llm.testing import Recorder, ScriptedBackend
+from tests.support.moody_server import MoodyServer
 from tests.support.waiting import seen, seen_now
 
 LONG_AGO = datetime(2001, 1, 1, tzinfo=UTC)
@@ -417,3 +418,46 @@ async def test_clients_of_one_program_share_a_ledger_until_the_last_is_closed(fi
 def test_a_ledger_that_is_not_there_has_nothing(tmp_path: Path) -> None:
     assert read_usage(tmp_path / "none", "model", LONG_AGO) == []
     assert not any(tmp_path.iterdir())
+
+
+async def test_what_a_call_costs_is_told_to_the_observers_of_its_client(file: Path) -> None:
+    recorder = Recorder()
+    async with MoodyServer() as server:
+        config = LLMConfig(
+            backend="remote", model="stub", api_base=server.url, enable_cache=False, prices="stub=1000/2000"
+        )
+        async with (
+            get_llm_client(config.with_values(usage_file=str(file)), observers=[recorder]) as client,
+            asyncio.timeout(20),
+        ):
+            answer = await client.generate("Hello")
+    (priced,) = recorder.of(CallPriced)
+    assert isinstance(priced, CallPriced)
+    assert (priced.cost, priced.call_id) == (0.022, answer.call_id)
+    assert (priced.backend, priced.model) == ("remote", "stub")
+
+
+async def test_a_cost_that_has_to_be_looked_up_is_told_by_the_end_of_a_flush(file: Path) -> None:
+    pytest.importorskip("genai_prices")
+    keeper, recorder = Bookkeeper.of(str(file)), Recorder()
+    prices = PriceList(free=False, url="https://api.openai.com/v1")
+    gate = keeper.gate((), prices, timeout=1)
+
+    def tell(event: CallEvent, /) -> None:
+        gate[0].emit(event)
+
+    async with ScriptedBackend(
+        "yes",
+        config=LLMConfig(backend="scripted", model="gpt-4o", enable_cache=False),
+        middleware=gate,
+        observers=[keeper.observer(prices, here=False, tell=tell), recorder],
+    ) as client:
+        await client.generate("Hello")
+        assert recorder.of(CallPriced) == []  # nothing waits for the list
+        await client.flush()
+        (priced,) = recorder.of(CallPriced)
+        await client.flush()
+        assert len(recorder.of(CallPriced)) == 1
+    assert isinstance(priced, CallPriced)
+    assert 0 < priced.cost < 0.01
+    assert rows(file)[0]["cost"] == round(priced.cost * 1_000_000)

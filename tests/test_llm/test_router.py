@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pytest
@@ -647,3 +648,20 @@ async def test_all_backends_together_are_held_to_the_common_budget(tmp_path: Any
             with pytest.raises(BudgetExceeded):
                 await client.generate("?", task="t")
         assert (one.asked, other.asked) == (1, 0)
+
+
+async def test_what_backends_share_counts_once_and_what_each_has_counts(tmp_path: Path) -> None:
+    config = LLMConfig(backend="mock", cache_dir=str(tmp_path / "one"), usage_file=str(tmp_path / "usage"))
+    apart = config.with_values(cache_dir=str(tmp_path / "two"), budget="5 tokens/day")
+    backends = {"a": config, "b": config, "c": apart}
+    routes = Routes(backends=backends, tasks={"b": ("b",), "c": ("c",)}, budget="900 tokens/day")
+    async with get_llm_client(routes) as client:
+        for task in ("a", "b"):
+            await client.generate("Hello", task=task)
+        budgets = {str(each.budget): each.used for each in await client.budgets()}
+        stats = await client.cache_stats()
+        await client.flush()
+    assert budgets.keys() == {"900 tokens/day", "backend c: 5 tokens/day"}
+    assert budgets["900 tokens/day"] > 0
+    assert stats is not None
+    assert stats.entries == 2  # of the two backends that keep theirs in one file

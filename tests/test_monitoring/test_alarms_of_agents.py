@@ -33,6 +33,7 @@ retries = 0
 max_concurrency = 4
 
 [llm.backends.frail]
+timeout = 20
 model = "small"
 api_base = "FRAIL"
 
@@ -48,7 +49,7 @@ budget = "100 tokens/day"
 [llm.backends.dear]
 model = "big"
 api_base = "STERN"
-budget = "1 tokens/day"
+budget = "40 tokens/day"
 
 [llm.routes]
 default = ["frail"]
@@ -60,22 +61,26 @@ spare = ["spare"]
 dear = ["dear"]
 
 [proposals]
-expires_after = "40s"
+expires_after = "36s"
+
+[metrics]
+max_series = 1000
 
 """
 
-# Without a schedule of its own: a run by hand alone, which is how often its budgets are used.
 BY_HAND = 'cron = "0 0 1 1 *"'
+"""The schedule of those that are run by hand alone."""
 
 AGENTS = {
     "rester": "rest",
     "failer": "fail",
     "asker": "ask",
     "blocker": "block",
-    "spender": "ask-for spare spare dear forbidden forbidden forbidden forbidden",
+    "spender": "ask-for spare spare spare dear forbidden forbidden forbidden forbidden",
     "proposer": "propose",
 }
-HURRIED = {"rester", "failer", "asker", "blocker"}
+SCHEDULES = {"proposer": BY_HAND, "spender": BY_HAND, "blocker": 'every = "2s"'}
+"""Of those that are not run each second."""
 
 # What each alarm is about here. Those that are only good to know are told once, without their end.
 CAUSED = {
@@ -84,8 +89,9 @@ CAUSED = {
     "AskfirstRunsFailing": {"agent": "asker"},
     "AskfirstProposalsWaiting": {},
     "AskfirstApplyFailing": {"agent": "proposer"},
-    "AskfirstBudgetNearlyUsed": {"budget": "100 tokens/day"},
-    "AskfirstBudgetUsedUp": {"budget": "1 tokens/day"},
+    "AskfirstBudgetNearlyUsed": {"budget": "backend spare: 100 tokens/day"},
+    "AskfirstBudgetUsedUp": {"budget": "backend dear: 40 tokens/day"},
+    "AskfirstBudgetRefusing": {"backend": "spare"},
     "AskfirstModelUnreachable": {"backend": "frail"},
     "AskfirstModelErrors": {"backend": "stern"},
     "AskfirstLoopStalls": {},
@@ -106,9 +112,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """Everything that can go wrong has gone wrong."""
     folder = tmp_path_factory.mktemp("agents")
     with ScriptedModel() as frail, ScriptedModel() as stern:
-        tables = [
-            f'[agents.{name}]\nisolation = "none"\n{"" if name in HURRIED else BY_HAND}\n' for name in AGENTS
-        ]
+        tables = [f'[agents.{name}]\nisolation = "none"\n{SCHEDULES.get(name, "")}\n' for name in AGENTS]
         text = CONFIGURATION.replace("FRAIL", frail.url("small")).replace("STERN", stern.url("big"))
         found = daemon(folder, text + "\n".join(tables), AGENTS)
         with stage(folder, found.address) as watching:
@@ -116,6 +120,9 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             try:
                 seen_now(lambda: watching.prometheus.value("askfirst_build_info") == 1)
                 _cause(found, frail)
+                # It keeps scrapes waiting too, so that others would be told late.
+                watching.arrives("AskfirstLoopStalls", CAUSED["AskfirstLoopStalls"])
+                found.order("blocker", "rest")
                 yield Scene(watching, found, frail)
             finally:
                 found.kill()
@@ -151,9 +158,10 @@ def mended(scene: Scene) -> Scene:
     scene.daemon.command("agents", "resume", "failer")
     for number in proposals(scene.daemon):
         scene.daemon.command("proposals", "reject", str(number))
-    text = scene.daemon.configuration.read_text()
-    scene.daemon.configuration.write_text(text.replace('"100 tokens/day"', '"1000 tokens/day"'))
-    scene.daemon.reload('"1 tokens/day"', '"1001 tokens/day"')
+    # Another time limit makes another client, which has not failed yet: the old one is left alone for 30 s.
+    changes = {'"100 tokens': '"1000 tokens', '"40 tokens': '"1001 tokens', "timeout = 20": "timeout = 19"}
+    scene.daemon.reload(changes)
+    scene.daemon.command("agents", "resume", "asker")
     return scene
 
 

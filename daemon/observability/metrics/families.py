@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
-from daemon.observability.catalogue import METRICS, Metric
+from daemon.observability.catalogue import METRICS, OTHER, Metric
 from daemon.observability.metrics.room import Kind, Labels, Room, presentable
 
 Exemplar = Mapping[str, str]
@@ -34,6 +34,7 @@ class Families:
         self.room = room
         self._counted: dict[str, Counter | Histogram] = {}
         self._places: dict[str, set[Labels]] = {}
+        self._found: dict[tuple[str, str, Labels], Counter | Histogram] = {}
         self._set: Values = {}
 
     def expect(self, kind: Kind, units: Iterable[Labels]) -> tuple[Labels, ...]:
@@ -42,36 +43,35 @@ class Families:
         What was known of others is forgotten. Returns those that are not shown by name.
         """
         hidden = self.room.expect(kind, units)
+        self._found.clear()
         for name in self.room.about(kind):
             self._forget_what_has_no_place(name)
             if METRICS[name].kind == "counter":
                 for labels in self.room.from_zero(name):
-                    self.count(name, labels, 0.0)
+                    self._child(name, labels)
         return hidden
 
     def _forget_what_has_no_place(self, name: str) -> None:
         for labels in [each for each in self._places.get(name, ()) if not self.room.has(name, each)]:
             self._places[name].discard(labels)
             self._counted[name].remove(*labels)
-        known = self._set.get(name, {})
-        self._set[name] = {key: value for key, value in known.items() if self.room.is_expected(name, key)}
+        known = self._set.pop(name, {})
+        kept = {key: value for key, value in known.items() if self.room.is_expected(name, key)}
+        if kept:
+            self._set[name] = kept
 
     def count(
         self, name: str, labels: Labels = (), amount: float = 1.0, exemplar: Exemplar | None = None
     ) -> None:
         """Add to a counter; by 0 it begins, so that its first step is seen. See `Metrics.count`."""
-        place = self._place(name, "counter", labels, amount)
-        if place is not None:
-            counter = self._child(name, place)
-            assert isinstance(counter, Counter)  # noqa: S101 - by the metric's kind
+        counter = self._where(name, "counter", labels)
+        if isinstance(counter, Counter) and math.isfinite(amount):
             counter.inc(amount, fitting(exemplar))
 
     def observe(self, name: str, labels: Labels, value: float, exemplar: Exemplar | None = None) -> None:
         """Put a value into a histogram. See `Metrics.observe`."""
-        place = self._place(name, "histogram", labels, value)
-        if place is not None:
-            histogram = self._child(name, place)
-            assert isinstance(histogram, Histogram)  # noqa: S101 - by the metric's kind
+        histogram = self._where(name, "histogram", labels)
+        if isinstance(histogram, Histogram) and math.isfinite(value):
             histogram.observe(value, fitting(exemplar))
 
     def set(self, name: str, labels: Labels, value: float) -> None:
@@ -81,9 +81,19 @@ class Families:
             others = {} if self.room.is_single(name) else self._set.get(name, {})
             self._set[name] = {**others, labels: value}
 
-    def _place(self, name: str, kind: str, labels: Labels, value: float) -> Labels | None:
+    def _where(self, name: str, kind: str, labels: Labels) -> Counter | Histogram | None:
+        """What counts these label values; remembered only where nobody can make up new ones."""
+        known = self._found.get((name, kind, labels))
+        if known is not None:
+            return known
         _check_kind(name, kind)
-        return self.room.place(name, labels) if math.isfinite(value) else None
+        place = self.room.place(name, labels)
+        if place is None:
+            return None
+        child = self._child(name, place)
+        if OTHER not in place:
+            self._found[name, kind, labels] = child
+        return child
 
     def _child(self, name: str, labels: Labels) -> Counter | Histogram:
         family = self._counted.get(name)
@@ -117,7 +127,8 @@ class Snapshot(Collector):
     def collect(self) -> Iterator[Family]:
         """All families in the catalogue's order, never of more series than there is room for."""
         _merge(self.values, self.last())
-        counted = {name: family for name, each in self.counted.items() for family in each.collect()}
+        happened = {name: each for name, each in self.counted.items() if name not in self.values}
+        counted = {name: family for name, each in happened.items() for family in each.collect()}
         room = self.room.limit - sum(len(family.samples) for family in counted.values())
         shown = _shown(self.room, self.values, room)
         for name, metric in METRICS.items():

@@ -44,20 +44,26 @@ class SlowSource:
         self._complaint = _Complaint(source)
         self.last: Reading = {}
 
+    @property
+    def is_old(self) -> bool:
+        """Whether it must be asked again."""
+        return time.monotonic() - self._read_at >= self._max_age
+
     def forget(self) -> None:
         """Ask again at the next scrape: something has changed."""
         self._read_at = -float("inf")
 
     async def refresh(self) -> None:
-        """Ask if what is known is too old; if that fails or takes too long, the last values stay."""
-        if time.monotonic() - self._read_at < self._max_age:
-            return
+        """Ask; if that fails or takes too long, the last values stay."""
         self._read_at = time.monotonic()  # before asking: a change meanwhile makes it old again
         try:
             async with asyncio.timeout(LIMIT_S):
                 self.last = await self._source()
         except Exception as error:  # noqa: BLE001 - a scrape answers whatever the database's state is
             self._complaint.tell(error)
+        except asyncio.CancelledError:  # nobody waits any more
+            self.forget()
+            raise
         else:
             self._complaint.over()
 
