@@ -21,7 +21,7 @@ def quickly_made(cls: type[T]) -> type[T]:
     parts: tuple[Field[Any], ...] = fields(cls)  # type: ignore[arg-type]  # it stands above @dataclass
     names: dict[str, Any] = {
         "_own": cls,
-        "_open": type(f"_Open{cls.__name__}", (), {"__slots__": tuple(part.name for part in parts)}),
+        "_open": _unfrozen(cls),
         "_become": object.__setattr__,
     }
     signature = ["self"]
@@ -46,3 +46,9 @@ def quickly_made(cls: type[T]) -> type[T]:
     made.__annotations__ = cls.__init__.__annotations__
     cls.__init__ = made  # type: ignore[method-assign]  # the point of it
     return cls
+
+
+def _unfrozen(cls: type[Any]) -> type[Any]:
+    """A class with the same slots over the same base, so that a value may change from the one to the other."""
+    freely = {"__setattr__": object.__setattr__, "__delattr__": object.__delattr__}
+    return type(f"_Open{cls.__name__}", (cls.__base__ or object,), {"__slots__": cls.__slots__, **freely})

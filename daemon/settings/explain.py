@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 HIDDEN = "set (hidden)"
 NOT_SET = "not set"
 
-_SECRET = frozenset({"api_key", "ping_url"})  # who knows the address of a check can pretend that all is well
+_SECRET = frozenset(
+    {"api_key", "headers", "ping_url"}
+)  # who knows the address of a check can pretend that all is well
 _OF_DAEMON: Mapping[str, KeyPath] = {
     "quiet": ("daemon", "quiet"),
     "backoff": ("daemon", "backoff"),
