@@ -49,6 +49,6 @@ def quickly_made(cls: type[T]) -> type[T]:
 
 
 def _unfrozen(cls: type[Any]) -> type[Any]:
-    """A class with the same slots over the same base, so that a value may change from the one to the other."""
+    """A class with the same slots over the same base: a value may change from the one to the other."""
     freely = {"__setattr__": object.__setattr__, "__delattr__": object.__delattr__}
     return type(f"_Open{cls.__name__}", (cls.__base__ or object,), {"__slots__": cls.__slots__, **freely})
