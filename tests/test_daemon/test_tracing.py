@@ -360,6 +360,33 @@ class TestCalls:
         assert [told.ended[0].name, len(told.ended)] == ["chat m5", MOST_OPEN]
 
 
+@pytest.mark.parametrize(
+    ("backend", "base", "provider", "server"),
+    [
+        ("remote", None, "openai", "api.openai.com:443"),
+        ("remote", "https://api.anthropic.com", "anthropic", "api.anthropic.com:443"),
+        ("remote", "https://api.groq.com/openai/v1", "groq", "api.groq.com:443"),
+        ("remote", "http://192.168.1.7:8000/v1", "", "192.168.1.7:8000"),
+        ("ollama", "http://[fd00::7]:11434", "", "fd00::7:11434"),
+        ("mock", None, "", ""),
+    ],
+)
+def test_a_client_says_whose_model_it_is_and_where(
+    backend: str, base: str | None, provider: str, server: str
+) -> None:
+    key = {"api_key": "sk-0123456789abcdef"} if base is None or base.startswith("https") else {}
+    config = LLMConfig(backend=backend, model="m", api_base=base, **(key if backend == "remote" else {}))
+    client = get_llm_client(config)
+    assert (client.provider_name, client.server_address) == (provider, server)
+    told = Told()
+    told.spans.observe_call(CallStarted(backend="b", model="m", call_id="c", provider="x", server=server))
+    told.spans.finish()
+    host, _, port = server.rpartition(":")
+    known = told.one("chat m").attributes
+    assert (known.get("server.address", ""), str(known.get("server.port", ""))) == (host, port)
+    assert known["gen_ai.provider.name"] == "x"
+
+
 class TestTools:
     @staticmethod
     def asks(name: str, **arguments: Any) -> LLMResponse:
@@ -649,6 +676,18 @@ class TestSettings:
         variables = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
         (warning,) = load_settings(write(""), variables).warnings
         assert str(warning).startswith("OTEL_EXPORTER_OTLP_ENDPOINT: traces need packages")
+
+    def test_the_program_ends_with_the_code_of_a_wrong_configuration(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        no_extra(monkeypatch)
+        program = Program.with_garden(
+            tmp_path, "leeks dry", ASKFIRST_TRACES__ENDPOINT="http://127.0.0.1:4318"
+        )
+        for command in (["config", "check"], ["--once"], ["run"]):
+            done = program.call(*command)
+            assert done.code == 78, done
+            assert "pip install 'askfirst[otel]'" in done.out + done.err
 
     @pytest.mark.parametrize(
         ("text", "problem"),
