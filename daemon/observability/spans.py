@@ -31,6 +31,7 @@ from weakref import WeakKeyDictionary
 from agents.proposal import Proposal, ProposalStatus
 from daemon.events import Event, ProposalChanged, RunBegun, RunFinished, RunOutcome, RunResult
 from llm import Caller
+from llm.deadline import deadline
 from llm.events import (
     BudgetRefused,
     CacheHit,
@@ -122,6 +123,7 @@ class Spans:
         begun: called when one begins.
         content: whether what was said goes with them.
         sample: which share of the runs, with all that belongs to them, from 0 to 1.
+        now: the clock, nanoseconds since 1970; within a run it counts once, at the beginning.
     """
 
     def __init__(
@@ -131,8 +133,10 @@ class Spans:
         *,
         content: bool = False,
         sample: float = 1.0,
+        now: Callable[[], int] = time.time_ns,
     ) -> None:
         self._take = take
+        self._now = now
         self._begun = begun
         self._content = content
         self._below = round(sample * 2**64)
@@ -140,7 +144,7 @@ class Spans:
         self._decisions: OrderedDict[int, Span] = OrderedDict()
         self._calls: OrderedDict[str, Span] = OrderedDict()
         self._by_agent: dict[str, Span] = {}
-        self._attempts: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
+        self._attempts: WeakKeyDictionary[asyncio.Task[Any], tuple[int, object]] = WeakKeyDictionary()
 
     def finish(self) -> None:
         """The program ends: so does what is under way, as far as is known."""
@@ -183,7 +187,15 @@ class Spans:
         attributes |= {key: value for key, value in known.items() if value}
         if caller.task:
             attributes["askfirst.task"] = caller.task
-        return self._new(name, trace_id, parent_id=parent_id, attributes=attributes, client=client)
+        span = self._new(name, trace_id, parent_id=parent_id, attributes=attributes, client=client)
+        owner = self._owner(caller)
+        if owner is not None:  # whatever was done to the clock since then, a part lies within the whole
+            span.start = owner.start + span.began - owner.began
+        return span
+
+    def _owner(self, caller: Caller) -> Span | None:
+        """The run or decision under way that the caller belongs to."""
+        return self._runs.get(caller.run_id) or self._by_agent.get(caller.agent)
 
     def _parent(self, caller: Caller) -> tuple[int, int | None]:
         if caller.run_id:
@@ -205,14 +217,19 @@ class Spans:
             **_server(event.server),
             **_asked(event.request),
         }
-        attempt = self._attempts.pop(task, 1) if (task := _task()) is not None else 1
-        if attempt > 1:
+        if (attempt := self._attempt()) > 1:
             attributes["askfirst.call.attempt"] = attempt
         span = self._begin(f"{operation} {event.model}", event.caller, attributes, client=True)
         if span is not None:
             if self._content and isinstance(event.request, LLMRequest):
                 span.texts[INPUT] = event.request.messages
             _remember(self._calls, event.call_id, span)
+
+    def _attempt(self) -> int:
+        """Which attempt begins now: as was told in this task about the call that is still under way."""
+        task = _task()
+        attempt, scope = (1, None) if task is None else self._attempts.pop(task, (1, None))
+        return attempt if scope is not None and scope is deadline.get() else 1
 
     def _call_finished(self, event: CallFinished) -> None:
         span = self._calls.pop(event.call_id, None)
@@ -291,8 +308,8 @@ class Spans:
         if found is None:
             return
         if isinstance(event, Retried) and (task := _task()) is not None:
-            self._attempts[task] = event.attempt
-        owner = self._runs.get(event.caller.run_id) or self._by_agent.get(event.caller.agent)
+            self._attempts[task] = (event.attempt, deadline.get())
+        owner = self._owner(event.caller)
         if owner is not None and len(owner.events) < MOST_EVENTS:
             name, attributes = found
             now = owner.start + time.perf_counter_ns() - owner.began
@@ -399,7 +416,7 @@ class Spans:
             trace_id=trace_id,
             span_id=span_id or random.getrandbits(64) or 1,
             parent_id=parent_id,
-            start=time.time_ns(),
+            start=self._now(),
             began=time.perf_counter_ns(),
             client=client,
             attributes=attributes or {},

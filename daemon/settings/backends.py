@@ -110,8 +110,8 @@ def all_keys(settings: Settings, environ: Mapping[str, str] | None = None) -> li
     own = [_own_key(name, table, settings.sources).get("api_key") for name, table in tables]
     direct = [table.api_key.get_secret_value() for _, table in tables if table.api_key is not None]
     shared = settings.llm_environ(environ).get("LLM_API_KEY")
-    others = (*_check_addresses(settings), *settings.trace_headers().values())
-    return [key for key in (shared, *own, *direct, *others) if key]
+    headers = settings.trace_secrets(os.environ if environ is None else environ)
+    return [key for key in (shared, *own, *direct, *headers, *_check_addresses(settings)) if key]
 
 
 def _check_addresses(settings: Settings) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
@@ -498,6 +499,9 @@ TRACE_ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_T
 """OpenTelemetry's own variables that say where traces go."""
 
 
+TRACE_HEADER_VARIABLES = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+
+
 def _has_host(address: str) -> bool:
     try:
         parts = urlsplit(address)
@@ -634,6 +638,18 @@ class Settings(BaseModel):
             return headers_of(read_key(table.headers_file, path, self.sources))
         except ValueError as error:
             raise SettingsError([self.sources.problem(path, f"what is in it {error}")]) from error
+
+    def trace_secrets(self, environ: Mapping[str, str]) -> list[str]:
+        """What nobody may learn of the collector's headers, those of OpenTelemetry's own variables included.
+
+        Raises:
+            SettingsError: as `trace_headers`.
+        """
+        values = list(self.trace_headers().values())
+        for variable in TRACE_HEADER_VARIABLES:
+            with suppress(ValueError):  # the SDK leaves out what it cannot read
+                values += headers_of(environ.get(variable, "")).values()
+        return [*values, *(value.rpartition(" ")[2] for value in values)]  # of "Bearer KEY" the key alone too
 
     def llm_environ(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
         """The `LLM_*` variables that these settings and the environment amount to; the environment wins.

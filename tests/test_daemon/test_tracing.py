@@ -27,7 +27,9 @@ from daemon.observability.messages import MAX_ATTRIBUTE, MAX_TEXT, as_text
 from daemon.observability.redact import HIDDEN, Cleaner
 from daemon.observability.spans import MOST_EVENTS, MOST_OPEN, Span, Spans, run_ids
 from daemon.observability.tracing import MOST_AT_ONCE, Collector, Exporter
-from daemon.settings import Settings, load_settings
+from daemon.scheduler import AgentScheduler
+from daemon.settings import Settings, all_keys, load_settings
+from daemon.settings.explain import explain
 from daemon.settings.model import TraceSettings, headers_of
 from daemon.traces import open_traces
 from llm import LLMConfig, LLMError, LLMMessage, LLMResponse, calling, get_llm_client, run_tools
@@ -320,6 +322,28 @@ class TestCalls:
         assert embeddings.attributes["askfirst.embeddings.texts"] == 2
         assert "gen_ai.usage.output_tokens" not in embeddings.attributes
         assert chat.trace_id != embeddings.trace_id  # nobody's run: each stands alone
+
+    def test_a_clock_that_is_set_moves_no_part_out_of_its_run(self) -> None:
+        times = iter([10**18, 5, 7])  # back to 1970 in the middle of it
+        told = Told(now=lambda: next(times))
+        told.spans.note(BEGUN)
+        told.spans.observe_call(CallStarted(backend="b", model="m", caller=MINE, call_id="c"))
+        told.spans.observe_call(
+            ToolStarted(backend="b", model="m", caller=MINE, tool="look", execution_id="e")
+        )
+        told.spans.finish()
+        run = told.one("invoke_agent pantry")
+        assert run.start == 10**18
+        assert all(run.start <= span.start <= span.end <= run.end + 10**9 for span in told.ended)
+
+    async def test_an_attempt_that_never_came_does_not_count_for_the_next_call(self) -> None:
+        told = Told()
+        place = {"backend": "b", "model": "m", "caller": MINE}
+        async with ScriptedBackend("a", "b", observers=[told.spans.observe_call]) as client:
+            await client.generate("x")
+            told.spans.observe_call(Retried(**place, attempt=2, delay=0.5, code="server"))
+            await client.generate("x")
+        assert ["askfirst.call.attempt" in span.attributes for span in told.ended] == [False, False]
 
     def test_what_befalls_a_call_is_told_on_the_run_up_to_a_limit(self) -> None:
         told = Told()
@@ -720,6 +744,13 @@ class TestSettings:
             settings.trace_headers()
         assert SECRET not in str(caught.value)
 
+    def test_headers_are_secrets_and_so_is_the_key_in_them(self, write: Write) -> None:
+        settings = load_settings(write('[traces]\nheaders = "authorization=Bearer%20one-two-three"\n'), {})
+        environ = {"OTEL_EXPORTER_OTLP_HEADERS": f"x={SECRET}", "OTEL_EXPORTER_OTLP_TRACES_HEADERS": "odd"}
+        found = all_keys(settings, environ)
+        assert {"Bearer one-two-three", "one-two-three", SECRET} <= set(found)
+        assert "one-two" not in " ".join(each.value for each in explain(settings, "traces"))
+
     def test_traces_are_asked_for_by_an_address_and_nobody_against_it(self) -> None:
         there = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4318"}
         for_traces = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://c:4318/v1/traces"}
@@ -750,8 +781,39 @@ class TestSettings:
             bus.publish(BEGUN)
             bus.publish(ended(outcome=RunOutcome.FAILED, error=f"{SECRET} was refused"))
             await traces.aclose()
-        assert collector.spans[0].message == f"{HIDDEN} was refused"
+            bus.publish(replace(BEGUN, run_id="r2"))  # nobody watches any more
+        assert [each.message for each in collector.spans] == [f"{HIDDEN} was refused"]
         assert collector.headers[0]["x"] == SECRET
+
+
+async def test_a_model_that_came_with_a_new_configuration_is_watched_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = Program.with_garden(
+        tmp_path, "leeks dry", settings='isolation = "none"\nask = true\nevery = "9h"'
+    )
+    path = tmp_path / "config" / "askfirst.toml"
+    with collecting() as collector:
+        environ = {**program.environment, "ASKFIRST_TRACES__ENDPOINT": collector.url, "LLM_MODEL": "one"}
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        scheduler = AgentScheduler(settings=await asyncio.to_thread(load_settings, path))
+        async with scheduler:
+            await scheduler.run_once()
+            monkeypatch.setenv("LLM_MODEL", "two")
+            await scheduler.reload(await asyncio.to_thread(load_settings, path))
+            await scheduler.run_once()
+            monkeypatch.setenv("ASKFIRST_TRACES__SAMPLE", "0.5")
+            with pytest.raises(SettingsError, match=r"1\.0 -> 0\.5 needs a restart"):
+                await scheduler.reload(await asyncio.to_thread(load_settings, path))
+        # A second start watches once, as the first one did.
+        await AgentScheduler(
+            settings=await asyncio.to_thread(load_settings, path), events=scheduler.events
+        ).run_once()
+    chats = [each.name for each in collector.spans if each.name.startswith("chat")]
+    assert set(chats) == {"chat one", "chat two"}
+    ids = [each.id for each in collector.spans]
+    assert len(ids) == len(set(ids))
 
 
 OFF = """
