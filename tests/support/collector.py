@@ -66,6 +66,7 @@ class Collector:
         headers: those of each request, names in lower case.
         answer: the status, the body and further headers of its answers; may be changed at any time.
         wait: called before each answer.
+        endless: whether its answers never end.
     """
 
     def __init__(self) -> None:
@@ -75,6 +76,7 @@ class Collector:
         self.bodies: list[bytes] = []
         self.answer: tuple[int, bytes, dict[str, str]] = (200, WELL, {})
         self.wait: Callable[[], Any] = lambda: None
+        self.endless = False
 
     @property
     def spans(self) -> list[Received]:
@@ -110,6 +112,10 @@ class _Handler(BaseHTTPRequestHandler):
         if status == 200:
             ours.bodies.append(body)
         self.send_response(status)
+        if ours.endless:
+            self.end_headers()
+            while True:  # until the client hangs up
+                self.wfile.write(b"x" * 65536)
         for name, value in {"Content-Length": str(len(answer)), **headers}.items():
             self.send_header(name, value)
         self.end_headers()
