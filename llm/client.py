@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack, overload
 from weakref import WeakSet
 
-from llm.caller import current_caller, new_call_id
+from llm.caller import current_caller, new_call_id, under_call
 from llm.config import LLMConfig
 from llm.deadline import deadline
 from llm.errors import (
@@ -45,6 +45,8 @@ from llm.watch import Watch
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from llm.middleware.accountant import BudgetStatus
+    from llm.stores.base import StoreStats
     from llm.structured import Schema
 
     Model = TypeVar("Model", bound=BaseModel)
@@ -393,7 +395,9 @@ class LLMClient(ABC):
             if self._closed:
                 msg = f"the {self.name} client was closed during the call"
                 raise CallCancelled(msg) from None
-            raise self._too_late(request.model, seconds) from error
+            late = self._too_late(request.model, seconds)
+            late.call_id = getattr(error.__cause__, "call_id", "")  # the timer's cancellation has been there
+            raise late from error
         # The watch has named what came from a backend; a middleware may have answered without one.
         return response if response.call_id else replace(response, call_id=new_call_id())
 
@@ -416,7 +420,8 @@ class LLMClient(ABC):
     async def _observed_send(self, request: LLMRequest) -> LLMResponse:
         watch = Watch(self, request, "chat")
         try:
-            response = await self.send(request)
+            with under_call(watch.call_id):
+                response = await self.send(request)
         except BaseException as error:  # noqa: BLE001 - told to the observers, and raised again
             raise watch.failed(error) from watch.cause(error)
         return watch.finished(response)
@@ -424,7 +429,8 @@ class LLMClient(ABC):
     async def _observed_embed(self, request: EmbedRequest) -> Embeddings:
         watch = Watch(self, request, "embed")
         try:
-            found = await self.send_embed(request)
+            with under_call(watch.call_id):
+                found = await self.send_embed(request)
         except BaseException as error:  # noqa: BLE001 - told to the observers, and raised again
             raise watch.failed(error) from watch.cause(error)
         return watch.embedded(found)
@@ -467,6 +473,20 @@ class LLMClient(ABC):
     def get_stats(self) -> dict[str, Any]:
         """Totals since the client was made: calls, errors, retries, hits and misses, tokens, seconds."""
         return {"backend": self.backend, "model": self.config.model, **self._stats.totals()}
+
+    async def budgets(self) -> tuple[BudgetStatus, ...]:
+        """How far the budgets are used that pay for its calls, those of other programs' calls included."""
+        return tuple([status for wrapper in self._middleware for status in await wrapper.budgets()])
+
+    async def cache_stats(self) -> StoreStats | None:
+        """How full the file of its response cache is, None without a cache; makes no file for it."""
+        found = [await wrapper.stats() for wrapper in self._middleware]
+        return next((stats for stats in found if stats is not None), None)
+
+    async def flush(self) -> None:
+        """Write the ledger of calls now; what calls cost whose price had to be looked up is told by then."""
+        for wrapper in self._middleware:
+            await wrapper.flush()
 
     async def aclose(self) -> None:
         """End calls under way (they raise `CallCancelled`) and give back connections and processes."""

@@ -86,6 +86,19 @@ class CallFinished(CallEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallPriced(CallEvent):
+    """What an answered call cost is known: as it ends, or some seconds later if a list had to be looked into.
+
+    Attributes:
+        call_id: the call.
+        cost: in US dollars, at list prices or the owner's own; 0 on hardware of one's own.
+    """
+
+    call_id: str = ""
+    cost: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallFailed(CallEvent):
     """A backend call failed with the error class `code` after `latency` seconds."""
 
@@ -108,7 +121,7 @@ class CacheHit(CallEvent):
         response: the kept answer.
     """
 
-    call_id: str = field(default="", compare=False)
+    call_id: str = ""
     request: LLMRequest | None = field(default=None, repr=False, compare=False)
     response: LLMResponse | None = field(default=None, repr=False, compare=False)
 
@@ -125,19 +138,24 @@ class Coalesced(CallEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retried(CallEvent):
-    """A call failed with `code` and is made again after `delay` seconds; `attempt` counts from 2."""
+    """A call failed with `code` and is made again after `delay` seconds; `attempt` counts from 2.
+
+    `call_id` names the attempt that failed; empty if nothing had reached the backend.
+    """
 
     attempt: int
     delay: float
     code: str
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FellBack(CallEvent):
-    """`backend` failed with `code`, and `to` is asked instead."""
+    """`backend` failed with `code`, and `to` is asked instead; `call_id` as in `Retried`."""
 
     to: str
     code: str
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,9 +19,11 @@ def quickly_made(cls: type[T]) -> type[T]:
     Its signature, its defaults and what `__post_init__` does stay as they are.
     """
     parts: tuple[Field[Any], ...] = fields(cls)  # type: ignore[arg-type]  # it stands above @dataclass
+    # Of the same bases, whose slots it must have in the same order, but free to be changed.
+    free = {"__slots__": vars(cls).get("__slots__", ()), "__setattr__": object.__setattr__}
     names: dict[str, Any] = {
         "_own": cls,
-        "_open": _unfrozen(cls),
+        "_open": type(f"_Open{cls.__name__}", cls.__bases__, free),
         "_become": object.__setattr__,
     }
     signature = ["self"]
@@ -46,9 +48,3 @@ def quickly_made(cls: type[T]) -> type[T]:
     made.__annotations__ = cls.__init__.__annotations__
     cls.__init__ = made  # type: ignore[method-assign]  # the point of it
     return cls
-
-
-def _unfrozen(cls: type[Any]) -> type[Any]:
-    """A class with the same slots over the same base: a value may change from the one to the other."""
-    freely = {"__setattr__": object.__setattr__, "__delattr__": object.__delattr__}
-    return type(f"_Open{cls.__name__}", (cls.__base__ or object,), {"__slots__": cls.__slots__, **freely})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,8 @@ class Watch:
         raised = (
             error if isinstance(error, LLMError) or not isinstance(error, Exception) else self._foreign(error)
         )
+        if isinstance(raised, LLMError | asyncio.CancelledError):
+            vars(raised)["call_id"] = self.call_id  # so that whoever made the call can say which one it was
         code = raised.code if isinstance(raised, LLMError) else self._cut_code()
         latency = time.perf_counter() - self._started
         self._client.emit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from daemon.errors import SettingsProblem
+from daemon.parts import parse_levels
 from daemon.settings.model import API_KEY_FILE_VARIABLE, Settings
 from daemon.settings.sources import Variable
 from daemon.settings.toml_lines import KeyPath
@@ -20,7 +21,7 @@ from llm.errors import ConfigurationError
 
 PREFIX = "ASKFIRST_"
 BETWEEN = "__"
-SECTIONS = ("llm", "daemon", "backup", "retention", "web", "traces", "proposals")
+SECTIONS = ("llm", "daemon", "backup", "retention", "web", "metrics", "traces", "proposals")
 """The tables with a fixed set of keys; [agents.NAME] is each agent's own."""
 
 NAMED = frozenset({("llm", "backends"), ("llm", "routes")})
@@ -135,16 +136,16 @@ def from_text(text: str, field: FieldInfo) -> Any:
         )
     if kind is int:
         return int(text) if text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() else text
-    if kind is float:
-        return _number_or_text(text)
+    if kind is float or get_origin(kind) is Mapping:
+        return _read(float if kind is float else parse_levels, text)
     if get_origin(kind) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
 
 
-def _number_or_text(text: str) -> float | str:
+def _read(parse: Callable[[str], Any], text: str) -> Any:
     try:
-        return float(text)
+        return parse(text)
     except ValueError:
         return text
 

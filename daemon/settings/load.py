@@ -16,6 +16,7 @@ from agents.config import AgentConfig
 from agents.errors import AgentError, AgentNotFound, AgentSettingsError
 from agents.words import nearest, plain_words, shown
 from daemon.errors import SettingsError, SettingsProblem
+from daemon.parts import is_module
 from daemon.settings.backends import backend_problems, backend_warnings, key_paths, resolved
 from daemon.settings.environment import SECTIONS, misspelt, read_environment
 from daemon.settings.model import (
@@ -328,6 +329,7 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> list[SettingsPr
         *_open_key(settings),
         *_open_address(settings),
         *_untraced(settings, environ),
+        *_silent_parts(settings),
         *backend_warnings(settings, environ),
         *misspelt(environ),
     ]
@@ -361,3 +363,14 @@ def _open_address(settings: Settings) -> list[SettingsProblem]:
         return []
     message = f"{host} can be reached by others, who can then read /metrics; 127.0.0.1 is this machine only"
     return [settings.sources.problem(("web", "host"), message)]
+
+
+def _silent_parts(settings: Settings) -> list[SettingsProblem]:
+    """Levels of agents that there are not: nothing is wrong with them, and nothing will come of them."""
+    path: KeyPath = ("daemon", "log_levels")
+    parts = [part for part in settings.daemon.log_levels if part.startswith("agents.")]
+    return [
+        settings.sources.problem(path, f"{part} logs nothing: there is no table [{part}] that enables it")
+        for part in parts
+        if not is_module(part) and part.removeprefix("agents.") not in settings.agents
+    ]

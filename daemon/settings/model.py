@@ -34,6 +34,7 @@ from agents.errors import InvalidProposal
 from agents.proposal import DEFAULT_EXPIRY, Approvers
 from agents.schedule import parse_quiet, parse_zone
 from daemon.errors import SettingsError, SettingsProblem
+from daemon.parts import checked_levels
 from daemon.settings.places import default_data_dir
 from daemon.settings.sources import Sources
 from daemon.settings.toml_lines import KeyPath
@@ -88,11 +89,26 @@ def _prices_as_text(value: Any) -> Any:
     return ", ".join(prices)
 
 
+def _levels(value: Any) -> Any:
+    """Parts and their levels; a table in it, which is what TOML makes of a.b = "c", has parts below."""
+    if not isinstance(value, Mapping):
+        return value
+    found: dict[str, Any] = {}
+    for part, level in value.items():
+        inner = _levels(level)
+        if isinstance(inner, Mapping):
+            found |= {f"{part}.{name}": each for name, each in inner.items()}
+        else:
+            found[str(part)] = level
+    return found
+
+
 Whole = Annotated[int, Strict()]
 Text = Annotated[str, Strict()]
 Switch = Annotated[bool, Strict()]
 Number = Annotated[float, Strict()]
 Folder = Annotated[Path, AfterValidator(_absolute)]
+Levels = Annotated[Mapping[str, Text], BeforeValidator(_levels), AfterValidator(checked_levels)]
 Prices = Annotated[
     str,
     BeforeValidator(_prices_as_text),
@@ -326,6 +342,11 @@ class DaemonSettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least serious kind of line that is logged"
     )
+    log_levels: Levels = Field(
+        default_factory=dict,
+        description='levels of single parts, such as `{ llm = "debug", "agents.matchmaker" = "debug" }`; '
+        "unset: `daemon.log_level` for all",
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto",
         description='"console" for people, "json" for the journal; "auto" asks whether it is a terminal',
@@ -439,6 +460,17 @@ class WebSettings(Section):
     port: Whole = Field(8484, ge=0, le=65535, description="port to listen on; 0 takes any free one")
     allowed_hosts: tuple[Text, ...] = Field(
         (), description="names that a request may ask for, besides those of this machine"
+    )
+
+
+class MetricsSettings(Section):
+    """What `/metrics` shows."""
+
+    max_series: Whole = Field(
+        200,
+        ge=120,
+        le=100_000,
+        description="how many series `/metrics` has at most; agents and models beyond that are `other` there",
     )
 
 
@@ -568,6 +600,7 @@ class Settings(BaseModel):
         backup: the table [backup].
         retention: the table [retention].
         web: the table [web].
+        metrics: the table [metrics].
         traces: the table [traces].
         proposals: the table [proposals].
         agents: the tables [agents.NAME], as they were written.
@@ -584,6 +617,7 @@ class Settings(BaseModel):
     backup: BackupSettings = Field(default_factory=BackupSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
     web: WebSettings = Field(default_factory=WebSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     traces: TraceSettings = Field(default_factory=TraceSettings)
     proposals: ProposalSettings = Field(default_factory=ProposalSettings)
     agents: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)

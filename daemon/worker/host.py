@@ -42,7 +42,7 @@ _TURN_S = 0.002
 """After so long without a pause, reading messages lets the loop see to its other work."""
 
 _LEVELS = frozenset({"debug", "info", "warning", "error"})
-_OURS = frozenset({"event", "level", "timestamp", "agent", "run_id"})
+_OURS = frozenset({"event", "level", "timestamp", "logger", "agent", "run_id", "proposal"})
 _log = logging.getLogger(__name__)
 
 
@@ -199,6 +199,7 @@ class Worker:
             "open_proposals": context.open_proposals,
             "turned_down": dict(context.turned_down),
             "run_id": context.run_id,
+            "talkative": logging.getLogger(f"agents.{entry.name}").isEnabledFor(logging.DEBUG),
         }
 
     async def _send(self, message: Mapping[str, Any]) -> None:
