@@ -17,6 +17,7 @@ from tests.support.control import daemon_of
 from tests.support.loopback import http_message
 from tests.support.moody_server import MoodyServer, completion, refusal
 from tests.support.program import Program
+from tests.support.tally import Note, note_watched
 from tests.support.waiting import seen_now
 
 pytestmark = [pytest.mark.monitoring, pytest.mark.process]
@@ -171,7 +172,9 @@ def check_run(run: Received, parts: dict[str, list[Received]], *, retried: bool,
     assert vectors.attributes["gen_ai.usage.input_tokens"] == 4
 
 
-def test_a_run_its_calls_and_what_was_decided_are_told_and_nothing_that_was_said(tmp_path: Path) -> None:
+def test_a_run_its_calls_and_what_was_decided_are_told_and_nothing_that_was_said(
+    tmp_path: Path, record_property: Note
+) -> None:
     with collecting() as collector, model_server(refusal(503)) as model:
         program = program_in(tmp_path, model, collector)
         once = program.run("--once", ASKFIRST_AGENTS__PLOT__ISOLATION="none")
@@ -215,6 +218,7 @@ def test_a_run_its_calls_and_what_was_decided_are_told_and_nothing_that_was_said
         assert call.attributes["gen_ai.request.max_tokens"] == 7
         assert apply.start <= call.start <= call.end <= apply.end
 
+        note_watched(record_property, spans=len(collector.spans))
         sent = b"".join(collector.bodies)
         assert PRIVATE.encode() not in sent
         assert b"Which bed" not in sent
