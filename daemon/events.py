@@ -232,6 +232,10 @@ class EventBus:
         """Call `subscriber` with every event from now on. It must be quick: it runs on the event loop."""
         self._subscribers.append(subscriber)
 
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Call `subscriber` no more."""
+        self._subscribers = [each for each in self._subscribers if each != subscriber]
+
     def publish(self, event: Event) -> None:
         """Tell everybody."""
         for subscriber in self._subscribers:

@@ -229,7 +229,6 @@ class AgentScheduler:
                 settings,
                 llm_config=self._llm_config,
                 agents=self._agents,
-                llm_observers=self._observers,
             )
             await self._switch(new)
             return new.differences

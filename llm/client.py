@@ -72,9 +72,15 @@ class LLMClient(ABC):
         middleware: wrappers round `send`, the first one outermost.
         observers: called with every event of `llm.events`.
         name: what events and messages call it, where one program has several; the backend's name if empty.
+
+    Attributes:
+        provider_name: whose model it is, in the words of OpenTelemetry's conventions; empty: as the backend.
+        server_address: host and port of its server; empty for an engine of our own.
     """
 
     backend: ClassVar[str]
+    provider_name: str = ""
+    server_address: str = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -35,6 +35,9 @@ class Watch:
                 caller=request.caller,
                 operation=operation,
                 call_id=self.call_id,
+                provider=client.provider_name or client.backend,
+                server=client.server_address,
+                request=request,
             )
         )
 
@@ -64,6 +67,7 @@ class Watch:
                 call_id=self.call_id,
                 template=request.template if isinstance(request, LLMRequest) else "",
                 first_token=self.first,
+                response=response,
             )
         )
         return response.stamped(

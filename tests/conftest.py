@@ -50,7 +50,7 @@ ALLOWED = {
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No setting of the developer's own reaches a test, and no test writes into the developer's home."""
     for name in list(os.environ):
-        if name.startswith(("LLM_", "ASKFIRST_", "OLLAMA_")):
+        if name.startswith(("LLM_", "ASKFIRST_", "OLLAMA_", "OTEL_")):
             monkeypatch.delenv(name)
     home: Path = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))

@@ -101,7 +101,7 @@ def kind_of(table: BackendSettings, shared: str) -> str:
 
 
 def all_keys(settings: Settings, environ: Mapping[str, str] | None = None) -> list[str]:
-    """Every key that the settings and the environment hold, to be kept out of logs; addresses of checks too.
+    """Every key that the settings and the environment hold, to be kept out of logs, and addresses of checks.
 
     Raises:
         SettingsError: a file that holds one cannot be read.
@@ -110,7 +110,8 @@ def all_keys(settings: Settings, environ: Mapping[str, str] | None = None) -> li
     own = [_own_key(name, table, settings.sources).get("api_key") for name, table in tables]
     direct = [table.api_key.get_secret_value() for _, table in tables if table.api_key is not None]
     shared = settings.llm_environ(environ).get("LLM_API_KEY")
-    return [key for key in (shared, *own, *direct, *_check_addresses(settings)) if key]
+    headers = settings.trace_secrets(os.environ if environ is None else environ)
+    return [key for key in (shared, *own, *direct, *headers, *_check_addresses(settings)) if key]
 
 
 def _check_addresses(settings: Settings) -> Iterator[str]:

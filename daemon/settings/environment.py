@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -21,7 +21,7 @@ from llm.errors import ConfigurationError
 
 PREFIX = "ASKFIRST_"
 BETWEEN = "__"
-SECTIONS = ("llm", "daemon", "backup", "retention", "web", "metrics", "proposals")
+SECTIONS = ("llm", "daemon", "backup", "retention", "web", "metrics", "traces", "proposals")
 """The tables with a fixed set of keys; [agents.NAME] is each agent's own."""
 
 NAMED = frozenset({("llm", "backends"), ("llm", "routes")})
@@ -136,14 +136,18 @@ def from_text(text: str, field: FieldInfo) -> Any:
         )
     if kind is int:
         return int(text) if text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() else text
-    if get_origin(kind) is Mapping:
-        try:
-            return parse_levels(text)
-        except ValueError:
-            return text
+    if kind is float or get_origin(kind) is Mapping:
+        return _read(float if kind is float else parse_levels, text)
     if get_origin(kind) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
+
+
+def _read(parse: Callable[[str], Any], text: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError:
+        return text
 
 
 def _plain_kind(annotation: Any) -> Any:

@@ -237,6 +237,10 @@ class Parent:
             if not ended:
                 self._wire.send({"is": "drop", "id": number})
 
+    def tell(self, what: str, **values: Any) -> None:
+        """Something that needs no answer."""
+        self._wire.send({"is": what, **values})
+
     def take(self, message: Mapping[str, Any]) -> None:
         """An answer came."""
         queue = self._waiting.get(message["id"])

@@ -121,7 +121,7 @@ class TestFile:
     def with_everything_on() -> str:
         """The shipped file with each commented setting switched on."""
         text = re.sub(r"^# (\w+ = )", r"\1", SHIPPED.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        return text.replace('"api_key"', f'"{SHIPPED}"')
+        return text.replace('"api_key"', f'"{SHIPPED}"').replace('"otlp_headers"', f'"{SHIPPED}"')
 
     @staticmethod
     def matchmaker_fields() -> Mapping[str, FieldInfo]:
@@ -135,6 +135,7 @@ class TestFile:
         keys = {(table, key) for table in SECTIONS for key in settings.sources.table[table]}
         assert {path[:2] for path in known_keys()} - keys == {
             ("llm", "api_key"),
+            ("traces", "headers"),
             ("llm", "seed"),
             ("llm", "context_length"),
             ("llm", "max_reply_bytes"),
@@ -148,6 +149,8 @@ class TestFile:
             "model",
             "api_base",
             "api_key_file",
+            "endpoint",
+            "headers_file",
             "allowed_hosts",
             "ping_url",
             "pushgateway",
@@ -394,6 +397,8 @@ class TestEnvironment:
             "ping_url": "http://x", "control_group": "staff", "max_series": "500", "pushgateway": "http://p",
             "ping_every": "1h", "stall_after": "5s", "every": "1h", "keep": "5", "dir": "/b", "runs": "5d",
             "calls": "5d", "proposals": "5d",
+            "endpoint": "http://c:1", "headers": "a=b", "headers_file": str(SHIPPED), "content": "true",
+            "sample": "0.5",
             "allowed_hosts": "a", "expires_after": "5h", "mode": "quorum", "people": "a", "quorum": "3",
         }  # fmt: skip
         shared = ("llm", "budgets", "agents")  # LLM_BUDGET can hold these too
