@@ -89,18 +89,22 @@ class Serving:
     async def _start(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
         from daemon.triggers.tokens import HookTokens  # noqa: PLC0415 - as above
         from daemon.web.app import build_app  # noqa: PLC0415 - as above
+        from daemon.web.assets import Assets  # noqa: PLC0415 - as above
+        from daemon.web.facts import Gatherer  # noqa: PLC0415 - as above
         from daemon.web.hooks import Hooks  # noqa: PLC0415 - as above
         from daemon.web.ops import Operations  # noqa: PLC0415 - as above
+        from daemon.web.status import StatusPage  # noqa: PLC0415 - as above
 
         version = await asyncio.to_thread(program_version)
         self._metrics.set_version(version)
-        settings = self._settings
-        self._operations = Operations(metrics=self._metrics, health=health, version=version)
+        settings, assets = self._settings, Assets()
+        self._operations = operations = Operations(metrics=self._metrics, health=health, version=version)
+        operations.page = StatusPage(Gatherer(self._scheduler, settings, operations), assets).show
         tokens = HookTokens(settings.daemon.data_dir)
         hooks = Hooks(tokens=tokens, hooked=self._hooked, take=self._take_hook)
         own = () if web.address[0] in _WILDCARDS else (settings.web.host,)
         allowed = (*own, *settings.web.allowed_hosts)
-        await web.start(build_app(self._operations, hooks=hooks, allowed_hosts=allowed))
+        await web.start(build_app(operations, hooks=hooks, assets=assets, allowed_hosts=allowed))
         self._lifecycle.add_stage(stack, "web", CLOSE_LIMIT_S, web.aclose)
         self.url = web.url
 
