@@ -392,7 +392,7 @@ def _runs_chart(part: Part[tuple[RunSums, ...]], stretches: Stretches, period: s
     counts = [_by_end(sums) for sums in part.value]
     well, failed, cut = (sum(each[i] for each in counts) for i in range(3))
     summary = f"{counted(well + failed + cut, 'run')} in the last {period}: {number(well)} went well, "
-    summary += f"{number(failed)} failed, {number(cut)} were cut short."
+    summary += f"{number(failed)} failed, {number(cut)} cut short."
     empty = "" if well + failed + cut else f"No agent ran in the last {period}."
     return _filled(chart, _rows(stretches, (_counts(*each) for each in counts)), summary, empty)
 

@@ -80,7 +80,7 @@
       height: plot.clientHeight,
       legend: { show: false },
       cursor: { y: false, points: { show: false }, drag: { x: false, y: false } },
-      padding: [8, 8, 0, 0],
+      padding: [8, 20, 0, 0],
       scales: {
         x: { time: false, range: [-0.6, count - 0.4] },
         y: { range: (_, __, most) => [0, most > 0 ? most * 1.08 : 1] },
