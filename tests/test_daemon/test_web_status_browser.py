@@ -30,6 +30,12 @@ HOSTILE = (
 CHARTS = ("runs", "questions", "tokens", "seconds", "cost")
 EXAMPLES = Path(__file__).parents[2] / "config" / "examples"
 
+OPEN_DOORS = (
+    "--host-resolver-rules=MAP evil.example 127.0.0.1",
+    "--disable-features=LocalNetworkAccessChecks",
+)
+"""A browser that would let another site in: what keeps it out is ours."""
+
 WATCH = """
 window.refused = [];
 document.addEventListener("securitypolicyviolation", (event) => refused.push(event.violatedDirective));
@@ -96,7 +102,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     asyncio.run(live_in(folder / "data", world))
     with (
         running(folder) as daemon,
-        browser("--host-resolver-rules=MAP evil.example 127.0.0.1") as chromium,
+        browser(*OPEN_DOORS) as chromium,
     ):
         yield Site(daemon, daemon.line("askfirst is running")["address"], chromium)
 
@@ -170,12 +176,13 @@ def test_hostile_texts_are_inert(site: Site) -> None:
 def test_other_sites_can_neither_frame_it_nor_ask_under_their_name(site: Site) -> None:
     window = site.chromium.new_context()
     page = window.new_page()
-    page.goto("about:blank")
-    page.set_content(f'<iframe src="{site.url}/"></iframe>')
-    page.wait_for_function("frames.length === 1")
-    framed = page.frames[-1]
-    framed.wait_for_load_state()
-    assert framed.locator("h1").count() == 0
+    page.route(
+        "http://other.example/",
+        lambda route: route.fulfill(body=f'<iframe src="{site.url}/"></iframe>', content_type="text/html"),
+    )
+    page.goto("http://other.example/")  # comes back when the frame is loaded, too
+    assert page.frames[-1].url == "chrome-error://chromewebdata/"
+    assert page.frames[-1].locator("h1").filter(has_text="Askfirst").count() == 0
     port = site.url.rpartition(":")[2]
     answer = page.goto(f"http://evil.example:{port}/")
     assert answer.status == 421
