@@ -46,6 +46,8 @@ PERIODS = {1: timedelta(hours=1), 7: timedelta(days=1), 30: timedelta(days=1)}
 REMEMBERED_S = {1: 3.0, 7: 20.0, 30: 60.0}
 """How long the sums of so many days are shown before they are read again."""
 
+NOT_OPEN = "the database is not open: the program is starting or stopping, or waits for room on the disk"
+
 _log = logging.getLogger(__name__)
 
 
@@ -187,7 +189,7 @@ class Gatherer:
         (healthy, checks), agents, waiting, activity, disk = await asyncio.gather(
             self._operations.health.check(),
             self._agents(runtime),
-            self._part("what waits for a decision", lambda: _waiting(_opened(runtime), self.clean)),
+            self._kept("what waits for a decision", runtime, lambda opened: _waiting(opened, self.clean)),
             self._activity(days, runtime, settings),
             self._part("the disk", lambda: asyncio.to_thread(_disk, settings.daemon.data_dir)),
         )
@@ -238,13 +240,19 @@ class Gatherer:
             trouble = f"no answer within {PART_LIMIT_S:g} s"
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it is shown in its place
             trouble = self.clean(str(error)) or type(error).__name__
-            if what not in self._failing:  # once until it works again
-                _log.warning("the status page cannot show %s: %s", what, error)
         else:
             self._failing.discard(what)
             return Part(value)
-        self._failing.add(what)
+        if what not in self._failing:  # once until it works again
+            self._failing.add(what)
+            _log.warning("the status page cannot show %s: %s", what, trouble)
         return Part(None, trouble)
+
+    async def _kept(
+        self, what: str, runtime: Runtime | None, ask: Callable[[Runtime], Awaitable[T]]
+    ) -> Part[T]:
+        """A part of the database; that it is not open is no failure of its own, and not logged as one."""
+        return Part(None, NOT_OPEN) if runtime is None else await self._part(what, lambda: ask(runtime))
 
     async def _agents(self, runtime: Runtime | None) -> tuple[AgentFacts, ...]:
         if runtime is None:
@@ -283,7 +291,7 @@ class Gatherer:
             return found[1]
         edges = await asyncio.to_thread(edges_of, days, datetime.now(UTC))
         runs, usage, budgets = await asyncio.gather(
-            self._part("the runs", lambda: _runs(_opened(runtime), edges)),
+            self._kept("the runs", runtime, lambda opened: _runs(opened, edges)),
             self._part("what models used", lambda: asyncio.to_thread(_usage, settings, edges)),
             self._part("the budgets", lambda: asyncio.to_thread(_budgets, settings)),
         )
@@ -308,17 +316,6 @@ def edges_of(days: int, now: datetime) -> tuple[datetime, ...]:
     dates = (local.date() + timedelta(days=step) for step in range(1 - days, 2))
     # A naive moment is local, whatever daylight saving does meanwhile: some days have 23 or 25 hours.
     return tuple(datetime.combine(date, time_of_day()).astimezone() for date in dates)
-
-
-class _NotOpenError(Exception):
-    """There is no database yet, or none any more."""
-
-
-def _opened(runtime: Runtime | None) -> Runtime:
-    if runtime is None:
-        msg = "the database is not open: the program is starting or stopping, or waits for room on the disk"
-        raise _NotOpenError(msg)
-    return runtime
 
 
 async def _waiting(runtime: Runtime, clean: Callable[[str], str]) -> Waiting:

@@ -101,6 +101,8 @@ async def test_the_last_run_of_each_agent_is_told_with_its_error(made: Bench) ->
     }
     assert last["one"].started_at == START + timedelta(minutes=5)
     assert await History(made.db).last_runs([]) == {}
+    many = [f"agent {n}" for n in range(2_500)]
+    assert set(await History(made.db).last_runs([*many, "three"])) == {"three"}
 
 
 async def test_what_waits_for_a_person_comes_with_the_oldest_first(made: Bench) -> None:

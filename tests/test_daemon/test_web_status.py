@@ -273,9 +273,14 @@ class CountingGatherer(Gatherer):
         return await super().gather(days)
 
 
-async def test_the_page_is_there_while_the_start_waits_for_room(tmp_path: Path) -> None:
+async def test_the_page_is_there_while_the_start_waits_for_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "data").mkdir()
     async with waiting_for_room(tmp_path) as (client, _):
         page = await page_of(client)
+    assert caplog.messages == []
+    assert "not known yet" in page.one("section", id="state").text
     assert page.one("h2", id="state-title").text == "Something that Askfirst needs does not work."
     assert "Disk: storage full" in page.one("section", id="state").text
     assert "Agents go on by themselves as soon as there is room." in page.one("section", id="health").text
