@@ -198,7 +198,7 @@ async def test_texts_of_agents_and_models_are_only_text_and_hold_no_secret(
 ) -> None:
     monkeypatch.setenv("GARDEN_API_KEY", "the gate's own code")
     titles = {"pantry": (HOSTILE, f"Use the key {SECRET} of the gate: the gate's own code")}
-    world = World(titles=titles, error=f"no such file: {HOSTILE}", model=HOSTILE)
+    world = World(titles=titles, error=f"no such file: {HOSTILE}", model=HOSTILE, days=3)
     async with daemon_of(await lived_in(tmp_path, world)) as client:
         text = (await client.get("/?days=7")).text
         page = await page_of(client, "/?days=7")
@@ -216,7 +216,7 @@ async def test_parts_that_fail_say_so_and_the_page_stays(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
-    async with daemon_of(await lived_in(tmp_path, World(titles=TITLES))) as client:
+    async with daemon_of(await lived_in(tmp_path, World(titles=TITLES, days=3))) as client:
         await page_of(client)
         # The database loses a table and the ledger becomes garbage while the daemon runs.
         db = sqlite3.connect(data / "askfirst.sqlite3")

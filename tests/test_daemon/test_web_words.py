@@ -25,8 +25,8 @@ HOUR = timedelta(hours=1)
 
 @pytest.fixture
 def zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A machine in Berlin, where the clock is put forward on 29 March 2026 and back on 25 October."""
-    monkeypatch.setenv("TZ", "Europe/Berlin")
+    """A machine in Berlin, where the clock goes forward on 29 March 2026 and back on 25 October."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
     time.tzset()
     yield
     monkeypatch.undo()
