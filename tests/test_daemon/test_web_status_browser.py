@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,24 +190,43 @@ def test_other_sites_can_neither_frame_it_nor_ask_under_their_name(site: Site) -
     window.close()
 
 
+def ask(site: Site, *arguments: str) -> None:
+    """A person types a command beside the daemon."""
+    done = Program(site.daemon.folder).run(*arguments, "--config", "askfirst.toml")
+    assert done.code == 0, done.err
+
+
+def look_until(visit: Visit, shown: Callable[[], bool]) -> None:
+    """Let the page's time pass until that is seen; the program remembers a page for some seconds."""
+    end = time.monotonic() + LIMIT_S
+    while not shown():
+        assert time.monotonic() < end
+        visit.page.clock.fast_forward(20_500)
+        visit.page.wait_for_timeout(50)
+
+
 def test_it_looks_by_itself_what_is_new_but_not_while_it_is_hidden(site: Site) -> None:
-    with site.page(viewport={"width": 1180, "height": 900}) as visit:
+    with site.page("/?days=1", viewport={"width": 1180, "height": 900}) as visit:
         page = visit.page
-        chart = page.locator("#chart-runs canvas").element_handle()
-        pause = ("agents", "pause", "repairs", "--reason", "the shed is closed", "--config", "askfirst.toml")
-        assert Program(site.daemon.folder).run(*pause).code == 0
-        held = page.get_by_text("the shed is closed")
-        end = time.monotonic() + LIMIT_S
-        while not held.count() and time.monotonic() < end:
-            page.clock.fast_forward(20_500)
-            page.wait_for_timeout(50)
-        assert held.is_visible()
-        assert chart.evaluate("(canvas) => canvas.isConnected")  # what did not change was left alone
+        runs, tokens = page.locator("#chart-runs"), page.locator("#chart-tokens canvas").element_handle()
+        runs.locator("summary").click()
+        before = runs.locator(".summary").text_content()
+        hour = page.locator("#chart-tokens tbody tr").last.text_content()
+        ask(site, "agents", "run", "pantry")
+        ask(site, "agents", "pause", "repairs", "--reason", "the shed is closed")
+        look_until(visit, lambda: page.get_by_text("the shed is closed").count() > 0)
+        look_until(visit, lambda: runs.locator(".summary").text_content() != before)
+        assert len(page.evaluate(PAINTED, "runs")["colours"]) > 3
+        assert runs.locator("table").is_visible()  # as it was left
+        if page.locator("#chart-tokens tbody tr").last.text_content() == hour:
+            assert tokens.evaluate("(canvas) => canvas.isConnected")  # what did not change was left alone
+        assert page.locator(".uplot").count() == len(CHARTS)
+
         page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true, configurable: true })")
         page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
-        before = visit.refreshes()
+        asked = visit.refreshes()
         page.clock.fast_forward(600_000)
-        assert visit.refreshes() == before
+        assert visit.refreshes() == asked
         with page.expect_response(lambda response: "/static/" not in response.url):
             page.evaluate("delete document.hidden; document.dispatchEvent(new Event('visibilitychange'))")
         assert page.locator("#news").text_content() == ""

@@ -146,8 +146,8 @@
     }
     for (const section of other.querySelectorAll("[data-part]")) {
       const old = document.getElementById(section.id);
-      // A part that somebody is in keeps still until the next time.
-      if (!old || old.contains(document.activeElement)) continue;
+      // A part that somebody is in with the keyboard keeps still until the next time.
+      if (old.querySelector(":focus-visible")) continue;
       const key = section.textContent.replace(/\s+/g, " ") + section.className;
       old.dataset.key ??= old.textContent.replace(/\s+/g, " ") + old.className;
       if (old.dataset.key === key) continue;
