@@ -10,6 +10,18 @@ from enum import StrEnum
 
 from agents.proposal import Proposal, ProposalStatus
 
+ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+"""What names of runs are made of, in the order in which they sort."""
+
+
+def first_run_id(moment: datetime) -> str:
+    """The 9 characters with which the names of runs of that moment begin: milliseconds since 1970 in base 32.
+
+    Names of runs sort by time, so the runs since a moment are those whose names are not below this.
+    """
+    number = max(0, int(moment.timestamp() * 1000))
+    return "".join(ID_LETTERS[(number >> shift) & 31] for shift in range(40, -1, -5))
+
 
 class RunOutcome(StrEnum):
     """How a run ended."""

@@ -19,6 +19,7 @@ from daemon.settings.model import (
 )
 from daemon.settings.sources import Sources
 from daemon.settings.toml_lines import KeyPath
+from llm.budgets import Budget, parse_budgets
 from llm.config import AUTO, ENVIRONMENT, LLMConfig
 from llm.errors import ConfigurationError
 from llm.routes import Routes, route_problems
@@ -98,6 +99,20 @@ def kind_of(table: BackendSettings, shared: str) -> str:
     """Which backend a name stands for, empty when nobody says."""
     kind = (table.backend or shared).strip().lower()
     return "" if kind == AUTO else kind
+
+
+def budgets_of(settings: Settings, environ: Mapping[str, str] | None = None) -> tuple[Budget, ...]:
+    """The budgets that all calls and single agents share, and those of each named backend.
+
+    Raises:
+        SettingsError: a file that holds a key cannot be read, or the values cannot work together.
+    """
+    routes = routes_of(settings, environ)
+    texts = {"": settings.llm_environ(environ).get("LLM_BUDGET")}
+    texts |= {} if routes is None else {name: each.budget for name, each in routes.backends.items()}
+    return tuple(
+        budget for name, text in texts.items() if text for budget in parse_budgets(text, backend=name)
+    )
 
 
 def all_keys(settings: Settings, environ: Mapping[str, str] | None = None) -> list[str]:
