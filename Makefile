@@ -14,7 +14,7 @@ ifeq ($(shell uname -s)-$(shell uname -m),Darwin-arm64)
 ENGINES := agents,llamacpp,mlx
 endif
 
-.PHONY: help once run test test-nightly lint fmt docs-check bench clean
+.PHONY: help once run test test-nightly lint fmt dashboards docs-check bench clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -44,6 +44,9 @@ lint: .venv/ready-dev ## style, types and the import contracts
 fmt: .venv/ready-dev ## put the code into its usual form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+dashboards: .venv/bin/python ## write the Grafana dashboards of config/grafana anew
+	@$(BIN)/python -m daemon.install.dashboards
 
 docs-check: .venv/ready-dev ## run every example of the documentation and check its links
 	$(BIN)/pytest tests/test_docs

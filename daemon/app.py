@@ -18,7 +18,7 @@ from daemon.control.server import ControlServer
 from daemon.crew import CANCEL_LIMIT_S
 from daemon.deadman import DeadMan
 from daemon.errors import DaemonError, ExitCode, SettingsError, StoreFull
-from daemon.events import AgentState, EventBus, RunOutcome
+from daemon.events import AgentState, EventBus
 from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
 from daemon.observability.calls import CallLog
 from daemon.observability.health import Health, Ping
@@ -29,6 +29,7 @@ from daemon.scheduler import AgentScheduler
 from daemon.standing import DaemonControls
 from daemon.store.space import LOW_LOOK_EVERY_S, SpaceGuard
 from daemon.timer import LOOK_EVERY_S
+from daemon.watching import Watching
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent
@@ -83,15 +84,16 @@ class Daemon:
         self.stalls: StallWatch | None = None
         self._fixed_level, self._fixed_format = log_level, log_format
         calls = CallLog()
-        self._metrics = Metrics(dropped_lines=dropped_lines)
+        self._metrics = Metrics(dropped_lines=dropped_lines, max_series=settings.metrics.max_series)
+        self._watching = Watching(self._metrics)
         self._scheduler = AgentScheduler(
             llm_config,
             agents,
             settings,
             events=EventBus(),
-            llm_observers=[self._metrics.observe_call, calls.observe],
+            llm_observers=[self._watching.note_call, calls.observe],
         )
-        self._scheduler.events.subscribe(self._metrics.observe_event)
+        self._watching.watch(self._scheduler)
         self._scheduler.events.subscribe(EventLog(calls).note)
         self._space = SpaceGuard(
             settings.daemon.data_dir,
@@ -101,6 +103,7 @@ class Daemon:
         )
         self._waiting_for_room = False
         self._house: Housekeeping | None = None
+        self._watching.watch_program(settings.daemon.data_dir, self._space, lambda: self._house)
         self._web: WebServer | None = None
         self._operations: Operations | None = None
         self._control: ControlServer | None = None
@@ -200,7 +203,6 @@ class Daemon:
         if runtime is None:  # stopped while it was starting
             return
         await self._keep_house(runtime, stack)
-        self._teach_metrics(runtime)
         health = Health(self._pings(runtime))
         stack.push_async_callback(health.aclose)
         self._start_dead_man(runtime, health, stack)
@@ -208,7 +210,6 @@ class Daemon:
             await self._show_health(web, health, stack)
         await self._take_commands(health, own)
         stack.callback(self._say_stopping)
-        await self._remember_successes(runtime)
 
     async def _start_agents(self, web: WebServer | None, stack: AsyncExitStack) -> None:
         """Open everything; on a full disk serve the endpoints, say so, and wait for room: no crash loop."""
@@ -237,14 +238,9 @@ class Daemon:
 
     async def _keep_house(self, runtime: Runtime, stack: AsyncExitStack) -> None:
         """Look after the room on the disk, backups, and what is old, until the end."""
-        from daemon.housekeeping import JOBS  # noqa: PLC0415 - loads SQLAlchemy
-
         self._house = house = runtime.housekeeping
         runtime.db.on_full = self._space.give_way
         await self._space.look()
-        self._metrics.read_state_from(
-            lambda: bool(self._space.trouble), {job: partial(house.failing, job) for job in JOBS}
-        )
         for name, work in (("space", self._space.run()), ("housekeeping", house.run())):
             stack.push_async_callback(_ended, asyncio.create_task(work, name=name))
         stack.push_async_callback(house.aclose)
@@ -274,7 +270,9 @@ class Daemon:
         return self._scheduler.seconds_since_tick if self._scheduler.running else None
 
     def _watch_for_stalls(self, stack: AsyncExitStack) -> None:
-        self.stalls = StallWatch(self.settings.daemon.stall_after.total_seconds())
+        after, late = self.settings.daemon.stall_after.total_seconds(), self._scheduler.lag.note
+        self.stalls = StallWatch(after, late)
+        self._watching.watch_stalls(self.stalls)
         self._scheduler.events.subscribe(self.stalls.note)
         self.stalls.start()
         stack.push_async_callback(self.stalls.aclose)
@@ -369,23 +367,6 @@ class Daemon:
         if self._scheduler.trigger(agent, "webhook"):
             return ""
         return f"it is not scheduled; see: askfirst agents why {agent}"
-
-    def _teach_metrics(self, runtime: Runtime) -> None:
-        self._metrics.expect_agents({*runtime.registry.names(), *runtime.agent_names})
-        if runtime.llm is not None:
-            routes = runtime.selection.routes
-            named = {runtime.llm.name: runtime.llm.config} if routes is None else routes.backends
-            for name, config in named.items():
-                self._metrics.expect_model(name, config.model)
-        self._metrics.read_proposals_from(runtime.proposals.counts)
-
-    async def _remember_successes(self, runtime: Runtime) -> None:
-        """So that an alert on "no success for long" does not forget everything at a restart."""
-        for agent in runtime.agent_names:
-            for run in await runtime.runs.list(agent=agent, limit=10):
-                if run.outcome is RunOutcome.SUCCEEDED:
-                    self._metrics.set_last_success(agent, run.finished_at.timestamp())
-                    break
 
     def _pings(self, runtime: Runtime) -> list[Ping]:
         async def database() -> str:

@@ -34,6 +34,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "log": ("daemon.commands.log", "See and change what the running daemon logs."),
     "llm": ("daemon.commands.llm", "Ask models, measure them, see what they cost."),
     "prompts": ("daemon.commands.prompts", "See and change what the agents' models are asked."),
+    "metrics": ("daemon.commands.metrics", "See what is measured."),
     "config": ("daemon.commands.config", "Check and explain the configuration."),
     "service": ("daemon.commands.service", "Make the program a service, and look after it."),
     "backup": ("daemon.commands.backup", "Make a copy of the database, and list those there are."),

@@ -64,6 +64,11 @@ class Crew:
         """How many agents wait for a place."""
         return len(self._queue.names())
 
+    @property
+    def waiting(self) -> int:
+        """How many runs wait for a place or their turn, those by hand included."""
+        return self.queued + len(self._tasks) - len(self._since)
+
     def names(self) -> set[str]:
         """The agents that run or wait for their turn."""
         return {*self._tasks.values(), *self._queue.names()}

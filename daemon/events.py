@@ -187,10 +187,18 @@ class RunFinished:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProposalChanged:
-    """A proposal was kept for the first time (`before` is None) or changed its status."""
+    """A proposal was kept for the first time (`before` is None), or something was done with it.
+
+    Attributes:
+        proposal: as it stands now.
+        before: where it stood before.
+        action: what was done, as it is recorded: "keep", "approve", "edit", "reject", "snooze", "apply",
+            "applied", "apply_failed", "undo", ...
+    """
 
     proposal: Proposal
     before: ProposalStatus | None
+    action: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,7 +82,7 @@ class Page:
             payload_after=changed.payload if edited else None,
         )
         recorded = await self.store.record(self.connection, changed, event)
-        self.changes.append(ProposalChanged(proposal=recorded, before=proposal.status))
+        self.changes.append(ProposalChanged(proposal=recorded, before=proposal.status, action=action))
         return recorded
 
 

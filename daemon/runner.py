@@ -267,7 +267,7 @@ class Runner:
                 status = after_run(before, result, config)
             if status != before:
                 await self._states.save(connection, status)
-        changes += [ProposalChanged(proposal=proposal, before=None) for proposal in result.proposals]
+        changes += [ProposalChanged(proposal=each, before=None, action="keep") for each in result.proposals]
         changes += [DueTimesSettled(due_times=settled)] if settled else []
         for change in changes:
             self._events.publish(change)

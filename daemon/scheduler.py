@@ -21,6 +21,7 @@ from daemon.crew import Crew, all_done
 from daemon.deadlines import Deadlines, deadlines_of
 from daemon.errors import DaemonError
 from daemon.events import DueTime, DueTimesSettled, Event, EventBus, ProposalChanged, RunResult
+from daemon.observability.lag import LoopLag
 from daemon.roster import History, Roster
 from daemon.timer import Timer
 from daemon.timing import Timing
@@ -29,6 +30,7 @@ from daemon.turns import Hold, Turn
 
 if TYPE_CHECKING:
     from agents.base import BaseAgent
+    from agents.schedule import Schedule
     from daemon.reloading import Prepared
     from daemon.runtime import Runtime
     from daemon.settings import Settings
@@ -50,6 +52,10 @@ class AgentScheduler:
         settings: the configuration; None reads it from the usual places.
         events: where runs and changes of proposals are told.
         llm_observers: told of every model call.
+
+    Attributes:
+        events: as above.
+        lag: how long the event loop kept it waiting, and whoever else tells it.
     """
 
     def __init__(
@@ -66,6 +72,7 @@ class AgentScheduler:
         self._settings = settings
         self._observers = llm_observers
         self.events = EventBus() if events is None else events
+        self.lag = LoopLag()
         self._totals = Totals()
         self.events.subscribe(self._totals.take_note)
         self.events.subscribe(self._take_note)
@@ -105,6 +112,21 @@ class AgentScheduler:
         """How long ago it last looked for what is due; None when it is not running."""
         return None if self._timing is None else time.monotonic() - self._timing.looked_at
 
+    @property
+    def clock_changes(self) -> int:
+        """How often the clock was set or the machine slept since the start."""
+        return 0 if self._timing is None else self._timing.clock_changes
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait for a place."""
+        return self._crew.waiting
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """When each agent is due, of those that are run on schedule."""
+        return {} if self._roster is None else {n: each.schedule for n, each in self._roster.entries.items()}
+
     async def run_once(self, agent: str | None = None) -> list[RunResult]:
         """Run every enabled agent once, or the one that is named, and tell how each run ended.
 
@@ -116,7 +138,7 @@ class AgentScheduler:
             DaemonError: the database or the configuration cannot be used, nothing may run now, or `stop` came
                 before the end.
         """
-        async with self._opened() as runtime:
+        async with self.opened() as runtime:
             if self._refused is not None:
                 msg = f"no agent is run: {self._refused}"
                 raise DaemonError(msg)
@@ -148,7 +170,7 @@ class AgentScheduler:
         self._held = False
         self._tending = asyncio.Lock()
         try:
-            runtime = await self._stack.enter_async_context(self._opened())
+            runtime = await self._stack.enter_async_context(self.opened())
             await self._recover(runtime)
             await self._schedule(runtime)
         except BaseException:
@@ -289,8 +311,8 @@ class AgentScheduler:
     # opening and closing
 
     @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[Runtime]:
-        """The runtime that is open, or one for as long as this lasts."""
+    async def opened(self) -> AsyncIterator[Runtime]:
+        """The runtime that is open, or one for as long as this lasts, which `run_once` uses, too."""
         if self._runtime is not None:
             yield self._runtime
             return
@@ -338,7 +360,7 @@ class AgentScheduler:
             _log.info("finished what a crash interrupted", extra={"proposal": proposal.id})
 
     async def _schedule(self, runtime: Runtime) -> None:
-        self._timer = timer = Timer()
+        self._timer = timer = Timer(self.lag.note)
         self._timing = timing = Timing(
             self._take_turn, timer, self._crew, settle=self._settle, known=self._is_settled
         )

@@ -37,17 +37,22 @@ class _Clockwork(AsyncIOScheduler):  # type: ignore[misc]  # APScheduler has no 
 
     Args:
         look: called at each wake-up.
+        late: told by how many seconds each wake-up came too late.
     """
 
-    def __init__(self, look: Callable[[], None], **options: Any) -> None:
+    def __init__(self, look: Callable[[], None], late: Callable[[float], None], **options: Any) -> None:
         super().__init__(**options)
         self._look = look
+        self._late = late
         self._looking = False
 
     def wakeup(self) -> None:
         """Look at the agenda, which moves its job onward, then at the jobs."""
         if self._looking:  # the agenda moves its job
             return
+        late = -1.0 if self._timeout is None else self._eventloop.time() - self._timeout.when()
+        if late >= 0:  # it is the timer that woke us, or was about to
+            self._late(late)
         self._looking = True
         try:
             self._look()
@@ -75,9 +80,13 @@ class Timer:
     """Wakes the loop at the moment that it was told, whatever happens to the clock. It is APScheduler.
 
     One job stands for the whole agenda, another for the deadlines of proposals.
+
+    Args:
+        late: told by how many seconds the loop woke up too late, as often as it does so anyway.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, late: Callable[[float], None] | None = None) -> None:
+        self._late = late
         self._watch: asyncio.Task[None] | None = None
         self._look: Callable[[], None] | None = None
         self._moment: datetime | None = None
@@ -86,6 +95,7 @@ class Timer:
         timer_log.setLevel(logging.ERROR)
         self._aps = _Clockwork(
             self._wake_up,
+            self._was_late,
             timezone=UTC,
             logger=timer_log,
             job_defaults={"misfire_grace_time": None, "coalesce": True, "max_instances": 1},
@@ -152,7 +162,14 @@ class Timer:
         if self._look is not None:
             self._look()
 
+    def _was_late(self, seconds: float) -> None:
+        if self._late is not None:
+            self._late(seconds)
+
     async def _watch_clock(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            planned = loop.time() + LOOK_EVERY_S
             await asyncio.sleep(LOOK_EVERY_S)
+            self._was_late(max(0.0, loop.time() - planned))
             self._aps.wakeup()

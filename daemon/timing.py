@@ -66,6 +66,7 @@ class Timing:
         on_clock_change: told when the clock was set or the machine slept.
         looked_at: when it last looked for what is due, seconds of `time.monotonic`.
         slices: how often it gave the loop back its time before it was done.
+        clock_changes: how often the clock was set or the machine slept.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Timing:
         self.crew = crew
         self.on_clock_change: Callable[[], None] | None = None
         self.looked_at = time.monotonic()
-        self.slices = 0
+        self.slices = self.clock_changes = 0
         self._call = call
         self._wake = wake
         self._settle = settle
@@ -216,6 +217,7 @@ class Timing:
     def _look_at_clocks(self) -> datetime:
         change, now = self._clock.look(), self._now()
         if change is not None:
+            self.clock_changes += 1
             seconds = {
                 "step_seconds": change.step.total_seconds(),
                 "slept_seconds": change.slept.total_seconds(),

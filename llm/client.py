@@ -45,6 +45,8 @@ from llm.watch import Watch
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from llm.middleware.accountant import BudgetStatus
+    from llm.stores.base import StoreStats
     from llm.structured import Schema
 
     Model = TypeVar("Model", bound=BaseModel)
@@ -465,6 +467,20 @@ class LLMClient(ABC):
     def get_stats(self) -> dict[str, Any]:
         """Totals since the client was made: calls, errors, retries, hits and misses, tokens, seconds."""
         return {"backend": self.backend, "model": self.config.model, **self._stats.totals()}
+
+    async def budgets(self) -> tuple[BudgetStatus, ...]:
+        """How far the budgets are used that pay for its calls, those of other programs' calls included."""
+        return tuple([status for wrapper in self._middleware for status in await wrapper.budgets()])
+
+    async def cache_stats(self) -> StoreStats | None:
+        """How full the file of its response cache is, None without a cache; makes no file for it."""
+        found = [await wrapper.stats() for wrapper in self._middleware]
+        return next((stats for stats in found if stats is not None), None)
+
+    async def flush(self) -> None:
+        """Write the ledger of calls now; what calls cost whose price had to be looked up is told by then."""
+        for wrapper in self._middleware:
+            await wrapper.flush()
 
     async def aclose(self) -> None:
         """End calls under way (they raise `CallCancelled`) and give back connections and processes."""

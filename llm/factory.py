@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 from llm.client import LLMClient
 from llm.config import LLMConfig
-from llm.events import Observer
+from llm.events import CallEvent, Observer
 from llm.middleware.base import Middleware
 from llm.middleware.breaker import PATIENCE, Breaker
 from llm.middleware.limit import Limit
@@ -154,7 +154,12 @@ def _spending(
         free=place.own, but_not=OLLAMA_CLOUD, url=place.url, named=parse_prices(config.prices or "")
     )
     keeper = Bookkeeper.of(config.usage_file)
-    return keeper.gate(budgets, prices, timeout=config.timeout), [keeper.observer(prices, here=place.here)]
+    gate = keeper.gate(budgets, prices, timeout=config.timeout)
+
+    def tell(event: CallEvent, /) -> None:
+        gate[0].emit(event)  # whom that reaches is settled when the client is made
+
+    return gate, [keeper.observer(prices, here=place.here, tell=tell)]
 
 
 def _breaker(config: LLMConfig) -> list[Middleware]:

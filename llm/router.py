@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llm.caller import current_caller
 from llm.client import LLMClient
@@ -52,6 +52,10 @@ from llm.types import (
     StreamEnd,
 )
 from llm.unsure import says_unsure
+
+if TYPE_CHECKING:
+    from llm.middleware.accountant import BudgetStatus
+    from llm.stores.base import StoreStats
 
 USUAL_SHARE = 0.5
 """Part of the time left that a backend gets while another one stands behind it."""
@@ -335,6 +339,30 @@ class RoutedClient(LLMClient):
             LLMError: it had to be asked, and did not answer.
         """
         return await self.targets[self.routes.default[0]].capabilities()
+
+    async def budgets(self) -> tuple[BudgetStatus, ...]:
+        """How far the budgets of all backends are used; one that they share is told once."""
+        found = [status for target in self.targets.values() for status in await target.budgets()]
+        return tuple({status.budget: status for status in found}.values())
+
+    async def cache_stats(self) -> StoreStats | None:
+        """The response caches of all backends together; a file that they share counts once."""
+        each = [await target.cache_stats() for target in self.targets.values()]
+        found = [stats for stats in each if stats is not None]
+        files = {stats.path: stats for stats in found}.values()
+        if not found:
+            return None
+        return replace(
+            found[0],
+            entries=sum(stats.entries for stats in files),
+            bytes=sum(stats.bytes for stats in files),
+            evicted=sum(stats.evicted for stats in found),
+        )
+
+    async def flush(self) -> None:
+        """Write the ledgers of all backends."""
+        for target in self.targets.values():
+            await target.flush()
 
     def get_stats(self) -> dict[str, Any]:
         """The totals of all backends together, and those of each one in "backends"."""

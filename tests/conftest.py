@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from blockbuster import blockbuster_ctx
 
-from tests.support.tally import summary
+from tests.support.tally import summary, watched_summary
 
 # Nobody listens there, so that a developer's own Ollama never answers a test by chance.
 NOBODY = "http://127.0.0.1:1"
@@ -73,6 +74,17 @@ def nothing_blocks_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Coverage does not look on, nor in the processes that the test starts: for what runs the same lines ten
+    thousand times, or starts the program hundreds of times, and would take several times as long."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(tracer)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """What a test printed or logged can be handed to another process, lone surrogates written out."""
@@ -84,7 +96,7 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many power cuts, kills and failures there were, and what they did."""
+    """How many power cuts, kills and failures there were, and what they did; and what was watched."""
     reports = [each for kind in ("passed", "failed") for each in terminalreporter.getreports(kind)]
-    if line := summary(reports):
+    for line in filter(None, (summary(reports), watched_summary(reports))):
         terminalreporter.write_line(line, bold=True)

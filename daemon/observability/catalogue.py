@@ -13,25 +13,34 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
+from agents.proposal import ProposalStatus
+from daemon.events import RunOutcome
+from llm.errors import ERROR_CODES
+
 Kind = Literal["counter", "gauge", "histogram"]
 
-CALL_BUCKETS = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 330.0)
+Together = Literal["sum", "largest", "smallest", "left out"]
+
+OTHER = "other"
+"""Label value of everything that has no place of its own."""
+
+CALL_BUCKETS = (0.5, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 330.0)
 """Seconds. On a Raspberry Pi a call can take minutes; 330 is above the longest time limit of a call."""
 
-FIRST_CHUNK_BUCKETS = (0.5, 2.5, 10.0, 30.0, 120.0, 330.0)
+FIRST_CHUNK_BUCKETS = (0.5, 2.0, 10.0, 60.0, 330.0)
 """Seconds: a cold model of 1.5 billion parameters takes half a minute to its first token on a Pi."""
 
-TOKEN_BUCKETS = (16.0, 64.0, 256.0, 1024.0, 4096.0, 16384.0)
+TOKEN_BUCKETS = (16.0, 64.0, 256.0, 1024.0, 4096.0)
 """The GenAI conventions' buckets, from those that small models reach."""
 
-RUN_BUCKETS = (0.25, 1.0, 5.0, 15.0, 60.0, 180.0, 330.0)
+RUN_BUCKETS = (0.25, 1.0, 5.0, 30.0, 120.0, 330.0)
 """Seconds."""
 
-LATENESS_BUCKETS = (0.1, 1.0, 10.0, 60.0, 600.0, 3600.0)
+LATENESS_BUCKETS = (1.0, 10.0, 60.0, 600.0, 3600.0)
 """Seconds: of a run that began on time, to one that was caught up after the machine was off."""
 
-DECISION_BUCKETS = (60.0, 600.0, 3600.0, 21600.0, 86400.0, 259200.0)
-"""Seconds: a minute to the 72 hours after which a proposal usually expires."""
+DECISION_BUCKETS = (60.0, 600.0, 3600.0, 21600.0, 86400.0)
+"""Seconds: a minute to a day; after three a proposal usually expires."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +54,7 @@ class Metric:
         unit: of its value; empty where it counts things that the name says, or is a yes or no.
         labels: their names; what each one can be is told by `LABELS`.
         buckets: upper bounds of a histogram's, infinity left out.
+        together: how the values of those that share the label value `other` become one.
     """
 
     name: str
@@ -53,6 +63,7 @@ class Metric:
     unit: str = ""
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    together: Together = "sum"
 
     @property
     def series(self) -> int:
@@ -62,12 +73,12 @@ class Metric:
 
 LABELS = MappingProxyType(
     {
-        "agent": "an agent that the configuration enables; `other` for those beyond the limit",
+        "agent": "an agent that the configuration enables; `other` for those beyond the limit, and any other",
         "outcome": "how a run ended: `succeeded`, `failed`, `timed_out`, `cancelled`, `interrupted`",
         "status": "where a proposal stands in its life: `pending`, `applied`, ...",
         "action": "what a person did: `approve`, `edit`, `reject`, `snooze`, `undo`",
-        "backend": "a backend of the configuration; `other` for any other one",
-        "model": "a model of the configuration; `other` for any other one",
+        "backend": "a backend of the configuration; `other` for those beyond the limit, and any other",
+        "model": "a model of the configuration; `other` for those beyond the limit, and any other",
         "code": "the kind of error: `timeout`, `connection`, `rate_limit`, ...",
         "budget": "a budget as the configuration writes it",
         "queue": "what waits: `runs` for a free place, `log` lines to be written",
@@ -81,6 +92,32 @@ LABELS = MappingProxyType(
     }
 )
 """What the values of each label can be: always one of a closed set, never a text from outside."""
+
+VALUES = MappingProxyType(
+    {
+        "outcome": tuple(str(each) for each in RunOutcome),
+        "status": tuple(str(each) for each in ProposalStatus),
+        "action": ("approve", "edit", "reject", "snooze", "undo"),
+        "code": ERROR_CODES,
+        "queue": ("runs", "log"),
+        "job": ("backup", "retention"),
+        "gen_ai_operation_name": ("chat", "embeddings"),
+        "gen_ai_token_type": ("input", "output"),
+    }
+)
+"""The labels whose values this program makes itself, with all of them."""
+
+NAMES = MappingProxyType(
+    {
+        "agent": "agent",
+        "backend": "backend",
+        "model": "model",
+        "budget": "budget",
+        "gen_ai_provider_name": "backend",
+        "gen_ai_request_model": "model",
+    }
+)
+"""The labels whose values the configuration gives, with what they name."""
 
 _CALL = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
 _PLACE = ("backend", "model")
@@ -197,18 +234,21 @@ LLM = (
         kind="gauge",
         help="1 while the backend is left alone after failures.",
         labels=("backend",),
+        together="largest",
     ),
     Metric(
         name="askfirst_llm_budget_used",
         kind="gauge",
         help="What of the budget is spent since its window began, in its own unit.",
         labels=("budget",),
+        together="left out",
     ),
     Metric(
         name="askfirst_llm_budget_left",
         kind="gauge",
         help="What of the budget is left until its window ends, in its own unit.",
         labels=("budget",),
+        together="left out",
     ),
     Metric(
         name="askfirst_llm_budget_refusals_total",
@@ -245,6 +285,7 @@ AGENTS = (
         help="Duration of the agent's last run.",
         unit="seconds",
         labels=("agent",),
+        together="left out",
     ),
     Metric(
         name="askfirst_agent_last_success_timestamp_seconds",
@@ -252,6 +293,7 @@ AGENTS = (
         help="When a run of the agent last succeeded; survives a restart.",
         unit="seconds since 1970",
         labels=("agent",),
+        together="smallest",
     ),
     Metric(
         name="askfirst_agent_next_run_timestamp_seconds",
@@ -259,6 +301,7 @@ AGENTS = (
         help="When the agent runs next; absent while only a person or an event can bring a run.",
         unit="seconds since 1970",
         labels=("agent",),
+        together="smallest",
     ),
     Metric(
         name="askfirst_agent_intervals_since_success",
@@ -266,6 +309,7 @@ AGENTS = (
         help="Time since the agent last succeeded, or since it was enabled, in intervals of its schedule.",
         unit="intervals",
         labels=("agent",),
+        together="largest",
     ),
     Metric(
         name="askfirst_agent_missed_total",
@@ -278,6 +322,7 @@ AGENTS = (
         kind="gauge",
         help="1 while the agent is not run because it failed too often.",
         labels=("agent",),
+        together="largest",
     ),
 )
 

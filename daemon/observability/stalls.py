@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,14 +38,16 @@ class StallWatch:
 
     Args:
         after: seconds that the loop may need to come round.
+        late: told each time how long it needed.
 
     Attributes:
         stalls: how often it needed longer.
         seconds: how long it stood still in these, together.
     """
 
-    def __init__(self, after: float) -> None:
+    def __init__(self, after: float, late: Callable[[float], None] | None = None) -> None:
         self.stalls = 0
+        self._late = late
         self.seconds = 0.0
         self._after = max(after, _SHORTEST_S)
         self._runs: dict[str, str] = {}
@@ -94,6 +97,8 @@ class StallWatch:
 
         def come() -> None:
             times.append(time.monotonic())
+            if self._late is not None:
+                self._late(times[0] - asked)
             came.set()
 
         if self._loop is None:

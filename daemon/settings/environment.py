@@ -21,7 +21,7 @@ from llm.errors import ConfigurationError
 
 PREFIX = "ASKFIRST_"
 BETWEEN = "__"
-SECTIONS = ("llm", "daemon", "backup", "retention", "web", "proposals")
+SECTIONS = ("llm", "daemon", "backup", "retention", "web", "metrics", "proposals")
 """The tables with a fixed set of keys; [agents.NAME] is each agent's own."""
 
 NAMED = frozenset({("llm", "backends"), ("llm", "routes")})

@@ -457,6 +457,17 @@ class WebSettings(Section):
     )
 
 
+class MetricsSettings(Section):
+    """What `/metrics` shows."""
+
+    max_series: Whole = Field(
+        200,
+        ge=120,
+        le=100_000,
+        description="how many series `/metrics` has at most; agents and models beyond that are `other` there",
+    )
+
+
 class ApproverSettings(Section):
     """Who must approve a proposal."""
 
@@ -497,6 +508,7 @@ class Settings(BaseModel):
         backup: the table [backup].
         retention: the table [retention].
         web: the table [web].
+        metrics: the table [metrics].
         proposals: the table [proposals].
         agents: the tables [agents.NAME], as they were written.
         config_file: the file that was read, None when there is none.
@@ -512,6 +524,7 @@ class Settings(BaseModel):
     backup: BackupSettings = Field(default_factory=BackupSettings)
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
     web: WebSettings = Field(default_factory=WebSettings)
+    metrics: MetricsSettings = Field(default_factory=MetricsSettings)
     proposals: ProposalSettings = Field(default_factory=ProposalSettings)
     agents: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     config_file: Path | None = None

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -54,6 +54,7 @@ class Database:
         instance_id: its name for life, also written to the file `instance` beside it.
         on_full: awaited when a write failed because the disk is full, before that is raised; may make room.
         given_up: set when the disk failed `GIVE_UP_AFTER` writes in a row; a new start may help.
+        writes: how many transactions were committed since it was opened.
     """
 
     def __init__(self, path: Path, instance_id: str) -> None:
@@ -61,6 +62,7 @@ class Database:
         self.instance_id = instance_id
         self.on_full: Callable[[], Awaitable[None]] | None = None
         self.given_up = asyncio.Event()
+        self.writes = 0
         self._doubtful = False
         self._failures = 0
         self._turn = asyncio.Lock()
@@ -109,12 +111,23 @@ class Database:
             with translated(self.path):
                 try:
                     await self._look_again()
-                    async with _transaction(await self._writer.connect()) as connection:
+                    async with _transaction(await self._writer.connect(), self._count) as connection:
                         yield connection
                 except (SQLAlchemyError, sqlite3.Error, StoreError) as error:
                     await self._take_note(error)
                     raise
             self._failures = 0
+
+    def size(self) -> int:
+        """Bytes of the file and of its write-ahead log; asks the disk."""
+        found = 0
+        for path in (self.path, self.path.with_name(f"{self.path.name}-wal")):
+            with suppress(FileNotFoundError):
+                found += path.stat().st_size
+        return found
+
+    def _count(self) -> None:
+        self.writes += 1
 
     async def _look_again(self) -> None:
         """After an error that may have damaged the file, look through all of it before writing again."""
@@ -172,8 +185,10 @@ class Database:
 
 
 @asynccontextmanager
-async def _transaction(connection: AsyncConnection) -> AsyncIterator[AsyncConnection]:
-    """Commit or roll back, and give the connection back, to the end whatever is cancelled meanwhile."""
+async def _transaction(
+    connection: AsyncConnection, count: Callable[[], None]
+) -> AsyncIterator[AsyncConnection]:
+    """Commit, and count it, or roll back; give the connection back, whatever is cancelled meanwhile."""
     undisturbed, committed = Undisturbed(), False
     try:
         transaction = await connection.begin()
@@ -184,6 +199,7 @@ async def _transaction(connection: AsyncConnection) -> AsyncIterator[AsyncConnec
             raise
         await undisturbed.run(transaction.commit())
         committed = True
+        count()
     except SQLAlchemyError as error:
         if breaks_connection(error):
             await undisturbed.run(connection.invalidate())

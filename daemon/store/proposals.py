@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Select, func, insert, select, update
+from sqlalchemy import ColumnElement, Float, Select, func, insert, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agents.proposal import CLOSED, Proposal, ProposalStatus
@@ -20,7 +21,7 @@ from daemon.store.rows import (
     proposal_from_row,
     proposal_to_row,
 )
-from daemon.store.tables import proposal_events, proposals
+from daemon.store.tables import UTCDateTime, proposal_events, proposals
 
 _OPEN = tuple(status for status in ProposalStatus if status.is_open)
 _TURNED_DOWN = frozenset({ProposalStatus.REJECTED, ProposalStatus.UNDONE})
@@ -28,6 +29,21 @@ T = TypeVar("T")
 
 _MANY = 500
 """Most values of one IN (...): SQLite allows 999 in its older builds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Census:
+    """What there is at one moment.
+
+    Attributes:
+        counts: how many proposals there are of each agent in each status; pairs without any are left out.
+        oldest: when the pending proposal was made that has waited longest, None when none is pending.
+        late: how many pending ones have waited over half the time until they expire.
+    """
+
+    counts: Mapping[tuple[str, ProposalStatus], int]
+    oldest: datetime | None
+    late: int
 
 
 class Verdict(StrEnum):
@@ -94,11 +110,20 @@ class ProposalStore:
 
     async def counts(self) -> dict[tuple[str, ProposalStatus], int]:
         """How many proposals there are of each agent in each status; pairs without any are left out."""
-        kind = (proposals.c.agent, proposals.c.status)
-        query = select(*kind, func.count()).group_by(*kind)
         async with self._database.read() as connection:
-            rows = await connection.execute(query)
-            return {(agent, ProposalStatus(status)): number for agent, status, number in rows}
+            return await _counts(connection)
+
+    async def census(self, now: datetime) -> Census:
+        """How many there are of each kind, and how long those wait that wait for a decision, at `now`."""
+        c = proposals.c
+        halfway = func.julianday(c.created_at, type_=Float) + func.julianday(c.expires_at, type_=Float)
+        is_late = halfway < 2 * func.julianday(literal(now, UTCDateTime), type_=Float)
+        waits = c.status == ProposalStatus.PENDING
+        query = select(func.min(c.created_at), func.count().filter(is_late)).where(waits)
+        async with self._database.read() as connection:  # one snapshot; both go by the index of the statuses
+            counts = await _counts(connection)
+            oldest, late = (await connection.execute(query)).one()
+        return Census(counts=counts, oldest=oldest, late=late)
 
     async def events(self, proposal_id: int) -> tuple[ProposalEvent, ...]:
         """Everything that happened to a proposal, the oldest first.
@@ -190,6 +215,12 @@ class ProposalStore:
     async def _where(self, condition: ColumnElement[bool]) -> tuple[Proposal, ...]:
         async with self._database.read() as connection:
             return await _load(connection, select(proposals).where(condition).order_by(proposals.c.id))
+
+
+async def _counts(connection: AsyncConnection) -> dict[tuple[str, ProposalStatus], int]:
+    kind = (proposals.c.agent, proposals.c.status)
+    rows = await connection.execute(select(*kind, func.count()).group_by(*kind))
+    return {(agent, ProposalStatus(status)): number for agent, status, number in rows}
 
 
 async def proposals_of_runs(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Select, func, insert, select
@@ -11,11 +13,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from agents.context import ModelCall
 from daemon.errors import DaemonError
-from daemon.events import RunResult
+from daemon.events import RunOutcome, RunResult
 from daemon.store.engine import Database
 from daemon.store.proposals import proposals_of_runs
 from daemon.store.rows import call_from_row, call_to_row, run_from_row, run_to_row
 from daemon.store.tables import model_calls, runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Past:
+    """What is known of an agent's runs; None where there is none.
+
+    Attributes:
+        began: when the oldest of them began.
+        succeeded: when the last one that succeeded ended.
+        seconds: how long the last one took.
+    """
+
+    began: datetime | None
+    succeeded: datetime | None
+    seconds: float | None
 
 
 class RunStore:
@@ -70,6 +87,21 @@ class RunStore:
         """The newest run of each agent."""
         newest = select(func.max(runs.c.id)).group_by(runs.c.agent)
         return {run.agent: run for run in await self._load(select(runs).where(runs.c.id.in_(newest)))}
+
+    async def past(self, agent: str) -> Past:
+        """What is known of the agent's runs."""
+        c = runs.c
+        times = select(c.started_at, c.finished_at).where(c.agent == agent).limit(1)
+        latest = times.order_by(c.id.desc())  # each goes by the index of the agents, from one of its ends
+        async with self._database.read() as connection:
+            first = (await connection.execute(times.order_by(c.id))).one_or_none()
+            last = (await connection.execute(latest)).one_or_none()
+            good = (await connection.execute(latest.where(c.outcome == RunOutcome.SUCCEEDED))).one_or_none()
+        return Past(
+            began=None if first is None else first.started_at,
+            succeeded=None if good is None else good.finished_at,
+            seconds=None if last is None else (last.finished_at - last.started_at).total_seconds(),
+        )
 
     async def calls_of(self, run_id: str) -> tuple[ModelCall, ...]:
         """The model calls of a run, the first one first."""

@@ -239,15 +239,17 @@ class Accountant:
             with suppress(RuntimeError):  # its loop is closed
                 waiter.get_loop().call_soon_threadsafe(_done, waiter)
 
+    async def current(self, accounts: Sequence[Account]) -> tuple[BudgetStatus, ...]:
+        """How far these budgets are used; looked up first where nothing is known of one yet."""
+        await self._up_to_date(accounts)
+        return tuple(_status(account) for account in accounts)
+
     def status(self) -> tuple[BudgetStatus, ...]:
         """How far each budget is used, as far as is known without looking it up."""
         now = self._now()
         for account in self._accounts.values():
             account.roll(now, self._handed_in)
-        return tuple(
-            BudgetStatus(budget=a.budget, used=a.used, reserved=a.reserved, resets=a.end)
-            for a in self._accounts.values()
-        )
+        return tuple(_status(account) for account in self._accounts.values())
 
     def warn(self, account: Account) -> None:
         """Say it once in a window when a budget is used up, and before, when four fifths of it are."""
@@ -322,6 +324,12 @@ class Accountant:
             budget=str(budget),
             used=used,
         )
+
+
+def _status(account: Account) -> BudgetStatus:
+    return BudgetStatus(
+        budget=account.budget, used=account.used, reserved=account.reserved, resets=account.end
+    )
 
 
 def _a_hair(limit: float) -> float:

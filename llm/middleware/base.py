@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from llm.events import CallEvent, Observer
 from llm.types import Chunk, Embeddings, EmbedRequest, LLMRequest, LLMResponse
+
+if TYPE_CHECKING:
+    from llm.middleware.accountant import BudgetStatus
+    from llm.stores.base import StoreStats
 
 Handler = Callable[[LLMRequest], Awaitable[LLMResponse]]
 StreamHandler = Callable[[LLMRequest], AsyncGenerator[Chunk, None]]
@@ -24,7 +28,7 @@ def never_sent(error: BaseException) -> bool:
     return NEVER_SENT in getattr(error, "__notes__", ())
 
 
-def _unheard(event: CallEvent) -> None:
+def unheard(event: CallEvent) -> None:
     """Where events go until a client is connected."""
 
 
@@ -40,7 +44,7 @@ class Middleware:
     """
 
     backend: str = ""
-    emit: Observer = staticmethod(_unheard)
+    emit: Observer = staticmethod(unheard)
 
     def connect(self, backend: str, emit: Observer) -> None:
         """Told once by the client which backend it stands before and where events go."""
@@ -65,6 +69,18 @@ class Middleware:
 
     def revived(self) -> None:
         """Told when a health check found the backend well."""
+        return
+
+    async def budgets(self) -> tuple[BudgetStatus, ...]:
+        """How far the budgets are used that it keeps."""
+        return ()
+
+    async def stats(self) -> StoreStats | None:
+        """How full the store of replies is that it keeps, None if it keeps none."""
+        return None
+
+    async def flush(self) -> None:
+        """Write down what waits for it."""
         return
 
     async def aclose(self) -> None:

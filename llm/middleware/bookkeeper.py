@@ -5,17 +5,20 @@ Clients of one program that share a usage file share its bookkeeper, so that a b
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from weakref import WeakSet, WeakValueDictionary
 
 from llm.budgets import Budget
 from llm.energy import EnergyMeter
-from llm.events import CacheHit, CallEvent, CallFailed, CallFinished, CallStarted, Observer
+from llm.events import CacheHit, CallEvent, CallFailed, CallFinished, CallPriced, CallStarted, Observer
 from llm.middleware.accountant import Accountant
-from llm.middleware.base import Middleware
+from llm.middleware.base import Middleware, unheard
 from llm.middleware.budget import BudgetGate
 from llm.pricing import PriceList
 from llm.stores.ledger import UsageLedger
@@ -63,17 +66,18 @@ class Bookkeeper:
                 keeper = _shared[path] = cls(path)
         return keeper
 
-    def observer(self, prices: PriceList, *, here: bool) -> Observer:
+    def observer(self, prices: PriceList, *, here: bool, tell: Observer = unheard) -> Observer:
         """What a client tells its events to.
 
         Args:
             prices: what its models cost.
             here: whether its models work on this machine, whose energy is then measured if that is possible.
+            tell: told what each call cost.
         """
         if not here or self.ledger is None:
-            return _Observer(self, prices, None)
+            return _Observer(self, prices, tell, None)
         self._meter = self._meter or EnergyMeter()
-        return _Observer(self, prices, self._meter)
+        return _Observer(self, prices, tell, self._meter)
 
     def gate(self, budgets: Sequence[Budget], prices: PriceList, *, timeout: float) -> list[Middleware]:
         """What stands before a client's backend; without budgets nothing that a call passes through."""
@@ -105,6 +109,10 @@ class _Closer(Middleware):
     def __init__(self, keeper: Bookkeeper) -> None:
         self._keeper = keeper
 
+    async def flush(self) -> None:
+        if self._keeper.ledger is not None:
+            await self._keeper.ledger.flush()
+
     async def aclose(self) -> None:
         await self._keeper.leave(self)
 
@@ -112,9 +120,11 @@ class _Closer(Middleware):
 class _Observer:
     """Writes down the calls of one client."""
 
-    def __init__(self, keeper: Bookkeeper, prices: PriceList, meter: EnergyMeter | None) -> None:
+    def __init__(
+        self, keeper: Bookkeeper, prices: PriceList, tell: Observer, meter: EnergyMeter | None
+    ) -> None:
         self._accountant, self._ledger = keeper.accountant, keeper.ledger
-        self._prices, self._meter = prices, meter
+        self._prices, self._tell, self._meter = prices, tell, meter
 
     def __call__(self, event: CallEvent) -> None:
         match event:
@@ -126,6 +136,8 @@ class _Observer:
                 tokens = (event.prompt_tokens, event.completion_tokens, event.cached_tokens)
                 cost = None if rates is None else rates.micros(*tokens)
                 self._record(event, cost, *tokens, thinking=event.thinking_tokens)
+                if cost is not None:
+                    self._priced(event, cost)
             case CallFailed():
                 known = event.code in _FREE or self._prices.is_free(event.model)
                 self._record(event, 0 if known else None, error=event.code)
@@ -167,6 +179,30 @@ class _Observer:
             template=event.template,
         )
         self._accountant.count(record)
-        if self._ledger is not None:
-            later = cost is None and not error and not self._prices.is_settled(event.model)
-            self._ledger.add(record, prices=self._prices if later else None)
+        if self._ledger is None:
+            return
+        if isinstance(event, CallFinished) and cost is None and not self._prices.is_settled(event.model):
+            self._ledger.add(record, prices=self._prices, priced=self._from_thread(event))
+        else:
+            self._ledger.add(record)
+
+    def _priced(self, event: CallFinished, micros: int) -> None:
+        self._tell(
+            CallPriced(
+                backend=event.backend,
+                model=event.model,
+                caller=event.caller,
+                call_id=event.call_id,
+                cost=micros / 1_000_000,
+            )
+        )
+
+    def _from_thread(self, event: CallFinished) -> Callable[[int], None]:
+        """What another thread tells the cost of this call to; observers are told on their event loop."""
+        loop = asyncio.get_running_loop()
+
+        def priced(micros: int) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
+                loop.call_soon_threadsafe(partial(self._priced, event, micros))
+
+        return priced

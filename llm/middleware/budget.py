@@ -14,7 +14,7 @@ from contextlib import aclosing, contextmanager
 from llm.budgets import Budget
 from llm.errors import BudgetExceeded, ConfigurationError, LLMError
 from llm.events import BudgetRefused, BudgetUsed
-from llm.middleware.accountant import Account, Accountant, Hold, Need
+from llm.middleware.accountant import Account, Accountant, BudgetStatus, Hold, Need
 from llm.middleware.base import EmbedHandler, Handler, Middleware, StreamHandler
 from llm.pricing import EXTRA, PriceList
 from llm.types import Caller, Chunk, Embeddings, EmbedRequest, LLMRequest, LLMResponse
@@ -77,6 +77,10 @@ class BudgetGate(Middleware):
         hold = await self._admitted(request, sum(map(_tokens, request.texts)), 0)
         with self._held(hold, request):
             return await call_next(request)
+
+    async def budgets(self) -> tuple[BudgetStatus, ...]:
+        """How far its budgets are used."""
+        return await self._accountant.current(self._accounts)
 
     async def _admitted(self, request: LLMRequest | EmbedRequest, tokens_in: int, tokens_out: int) -> Hold:
         accounts = self._paying(request.caller)

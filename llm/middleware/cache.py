@@ -111,7 +111,7 @@ class ResponseCache(Middleware):
                 yield chunk
 
     async def stats(self) -> StoreStats:
-        """How full the store is."""
+        """How full the store is; what is in memory is there, too."""
         return await self._store.stats()
 
     async def clear(self) -> int:

@@ -35,6 +35,7 @@ class StoreStats:
         limit: most bytes they may take; the oldest go first.
         oldest: when the oldest reply was answered, in seconds since 1970, None without one.
         newest: the same of the newest one.
+        evicted: how many replies this store has removed to make room since it was made.
     """
 
     path: str
@@ -43,6 +44,7 @@ class StoreStats:
     limit: int
     oldest: float | None = None
     newest: float | None = None
+    evicted: int = 0
 
 
 class ResponseStore(Protocol):
@@ -75,7 +77,7 @@ class ResponseStore(Protocol):
         """Keep a short text beside the replies, later and elsewhere; clearing the store keeps it."""
 
     async def stats(self) -> StoreStats:
-        """How full the store is, replies under way included."""
+        """How full the store is, replies under way included; makes no file for it."""
 
     def entries(self, limit: int | None = None) -> AsyncGenerator[StoredReply, None]:
         """The kept replies, the newest first."""

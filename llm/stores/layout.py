@@ -46,6 +46,11 @@ _SCHEMA = (
     "CREATE TABLE marks (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
 )
 _INSERT = "INSERT OR REPLACE INTO replies (short, key, created, label, reply, crc) VALUES (?, ?, ?, ?, ?, ?)"
+_MEASURE = """
+    SELECT count(*), (SELECT created FROM replies ORDER BY id LIMIT 1),
+        (SELECT created FROM replies ORDER BY id DESC LIMIT 1)
+    FROM replies
+"""
 _PAGE = "SELECT id, key, label, reply, created FROM replies WHERE id < ? ORDER BY id DESC LIMIT ?"
 
 
@@ -101,11 +106,21 @@ def insert(db: sqlite3.Connection, replies: Iterable[StoredReply]) -> None:
     db.executemany(_INSERT, map(_row, replies))
 
 
-def make_room(db: sqlite3.Connection, *, coming: int, limit: int) -> None:
-    """Delete the oldest replies when `coming` more bytes would fill the file, a tenth of it at a time."""
+def measure(db: sqlite3.Connection) -> tuple[int, float | None, float | None]:
+    """How many replies there are, and when the oldest and the newest were answered; reads no whole table."""
+    count, oldest, newest = db.execute(_MEASURE).fetchone()
+    return count, oldest, newest
+
+
+def make_room(db: sqlite3.Connection, *, coming: int, limit: int) -> int:
+    """Delete the oldest replies when `coming` more bytes would fill the file, a tenth of it at a time.
+
+    Returns:
+        How many went.
+    """
     excess = used_bytes(db) + coming * 3 // 2 - limit  # pages are not filled to the brim
     if excess <= 0:
-        return
+        return 0
     excess += limit // 10
     last = 0
     sizes = db.execute("SELECT id, length(reply) + length(label) FROM replies ORDER BY id")
@@ -114,7 +129,7 @@ def make_room(db: sqlite3.Connection, *, coming: int, limit: int) -> None:
         if excess <= 0:
             break
     sizes.close()
-    db.execute("DELETE FROM replies WHERE id <= ?", (last,))
+    return db.execute("DELETE FROM replies WHERE id <= ?", (last,)).rowcount
 
 
 def forget(db: sqlite3.Connection, before: float) -> int:

@@ -64,7 +64,7 @@ class UsageLedger:
         self._gather = gather
         self._writer_id = int.from_bytes(os.urandom(7))  # tells this program's records from others'
         self._number = 0
-        self._waiting: deque[tuple[int, CallRecord, PriceList | None]] = deque()
+        self._waiting: deque[tuple[int, CallRecord, _Price | None]] = deque()
         self._hits: Counter[Asker] = Counter()
         self._counting = threading.Lock()  # held for one addition
         self._told_of_hits = False
@@ -84,18 +84,26 @@ class UsageLedger:
         """How many records were handed in so far."""
         return self._number
 
-    def add(self, record: CallRecord, *, prices: PriceList | None = None) -> None:
+    def add(
+        self,
+        record: CallRecord,
+        *,
+        prices: PriceList | None = None,
+        priced: Callable[[int], None] | None = None,
+    ) -> None:
         """Hand a call to the writing thread.
 
         Args:
             record: the call.
             prices: where its cost is looked up, later and by the thread; None leaves it as it is.
+            priced: told the cost that was found there, in millionths of a USD, by the thread.
         """
         self._number += 1
         if self._closed or len(self._waiting) >= _WAITING:
             self._lose(1, "it takes no more records")
             return
-        self._waiting.append((self._number, record, prices))
+        price = None if prices is None else _Price(prices, priced)
+        self._waiting.append((self._number, record, price))
         if len(self._waiting) == 1:  # else the thread has been told already
             self._order(_Order(within=self._gather))
 
@@ -213,7 +221,10 @@ class UsageLedger:
             with self._counting:
                 hits, self._hits = self._hits, Counter()
             self._told_of_hits = False
-            rows = [(number, _priced(record, prices), None) for number, record, prices in batch]
+            rows = [
+                (number, record if price is None else price.found(record), None)
+                for number, record, price in batch
+            ]
             try:
                 written = self._write([(number, record) for number, record, _ in rows], hits)
             except Exception as error:  # noqa: BLE001 - a name that is no text costs records, not the thread
@@ -358,12 +369,23 @@ def _is_whole(path: Path) -> bool:
         return False
 
 
-def _priced(record: CallRecord, prices: PriceList | None) -> CallRecord:
-    """The record with its cost, where that was left to us."""
-    rates = None if prices is None else prices.look_up(record.model)
-    if rates is None:
-        return record
-    return replace(record, cost=rates.micros(record.tokens_in, record.tokens_out, record.cached))
+class _Price:
+    """Where the cost of a call is looked up, and who is told of it."""
+
+    __slots__ = ("_prices", "_told")
+
+    def __init__(self, prices: PriceList, told: Callable[[int], None] | None) -> None:
+        self._prices, self._told = prices, told
+
+    def found(self, record: CallRecord) -> CallRecord:
+        """The record with its cost; as it is if nobody knows that."""
+        rates = self._prices.look_up(record.model)
+        if rates is None:
+            return record
+        cost = rates.micros(record.tokens_in, record.tokens_out, record.cached)
+        if self._told is not None:
+            self._told(cost)
+        return replace(record, cost=cost)
 
 
 def read_usage(path: Path, by: Grouping, since: datetime) -> list[Usage]:

@@ -71,6 +71,7 @@ class SqliteResponseStore:
         self._identity: tuple[int, int] | None = None
         self._not_before = 0.0
         self._replaced = 0
+        self._evicted = 0
         self._trouble = ""
         self._warned = self._closed = False
 
@@ -123,7 +124,7 @@ class SqliteResponseStore:
             self._submit(self._mark, name, value)
 
     async def stats(self) -> StoreStats:
-        """How full the file is, replies under way included."""
+        """How full the file is, replies under way included; one that is not there is not made."""
         return await self._run(self._measure)
 
     async def entries(self, limit: int | None = None) -> AsyncGenerator[StoredReply, None]:
@@ -186,7 +187,7 @@ class SqliteResponseStore:
 
     def _insert(self, db: sqlite3.Connection, batch: list[StoredReply]) -> None:
         coming = sum(len(each.reply) + len(each.label) for each in batch)
-        layout.make_room(db, coming=coming, limit=self._max_bytes)
+        self._evicted += layout.make_room(db, coming=coming, limit=self._max_bytes)
         layout.insert(db, batch)
 
     def _mark(self, name: str, value: str) -> None:
@@ -212,19 +213,25 @@ class SqliteResponseStore:
         return done
 
     def _measure(self) -> StoreStats:
-        self._drain()
+        if self._pending or self._writer is not None or self.path.exists():
+            self._drain()
         entries = used = 0
         oldest = newest = None
         if self._writer is not None:
             try:
-                query = "SELECT count(*), min(created), max(created) FROM replies"
-                entries, oldest, newest = self._writer.execute(query).fetchone()
+                entries, oldest, newest = layout.measure(self._writer)
                 used = layout.used_bytes(self._writer)
             except sqlite3.Error as error:
                 self._lose(error)
         path = str(self.path)
         return StoreStats(
-            path=path, entries=entries, bytes=used, limit=self._max_bytes, oldest=oldest, newest=newest
+            path=path,
+            entries=entries,
+            bytes=used,
+            limit=self._max_bytes,
+            oldest=oldest,
+            newest=newest,
+            evicted=self._evicted,
         )
 
     def _page(self, before: int, count: int) -> list[tuple[int, StoredReply]]:

@@ -1,4 +1,4 @@
-"""What the tests about crashes counted, added up over all of them and said in one line at the end.
+"""What the tests about crashes, and those with a real Prometheus, counted, said in a line each at the end.
 
 A test notes its counts with pytest's `record_property`, so they reach the process that prints, also when the
 tests are spread over several.
@@ -35,3 +35,24 @@ def summary(reports: Iterable[pytest.TestReport]) -> str:
     tried = ", ".join(f"{total[name]:,} {name}" for name in TRIED)
     found = ", ".join(f"{total[name]:,} {name}" for name in FOUND)
     return f"crash: {tried}: {found}"
+
+
+WATCHED = "monitoring counts"
+
+
+def note_watched(record_property: Note, **counts: int) -> None:
+    """Note what was watched: `metrics`, `panels`, `rules`, `alerts`."""
+    record_property(WATCHED, counts)
+
+
+def watched_summary(reports: Iterable[pytest.TestReport]) -> str:
+    """The line about what was watched, empty when nothing was."""
+    total: Counter[str] = Counter()
+    for report in reports:
+        for key, counts in report.user_properties:
+            if key == WATCHED and report.when == "call" and isinstance(counts, Mapping):
+                total.update(counts)
+    if not total:
+        return ""
+    metrics, panels, rules, alerts = (total[name] for name in ("metrics", "panels", "rules", "alerts"))
+    return f"monitoring: {metrics} metrics, {panels} panels, {rules} rules, {alerts} alerts fired"

@@ -9,7 +9,7 @@ import pytest
 
 from agents.proposal import Proposal, ProposalStatus
 from daemon.events import EventBus, ProposalChanged, RunFinished, RunOutcome, RunResult
-from daemon.observability.metrics import ClosedSet, Metrics
+from daemon.observability.metrics import Metrics
 from llm.errors import ERROR_CODES
 from llm.events import (
     BreakerClosed,
@@ -58,7 +58,8 @@ async def scraped(metrics: Metrics) -> dict[str, float]:
     return samples(body.decode())
 
 
-CALL = 'gen_ai_operation_name="chat",gen_ai_provider_name="ollama",gen_ai_request_model="qwen2.5:1.5b"'
+MODEL = 'gen_ai_provider_name="ollama",gen_ai_request_model="qwen2.5:1.5b"'
+CALL = f'gen_ai_operation_name="chat",{MODEL}'
 PLACE = '{backend="ollama",model="qwen2.5:1.5b"}'
 
 
@@ -69,20 +70,20 @@ async def test_a_call_is_counted_by_duration_and_tokens_under_the_conventional_n
     metrics.observe_call(a_call(latency=100.0))
     found = await scraped(metrics)
     duration = "gen_ai_client_operation_duration_seconds"
-    assert found[f'{duration}_sum{{error_type="",{CALL}}}'] == 100.0
-    assert found[f'{duration}_bucket{{error_type="",{CALL},le="163.84"}}'] == 1
-    assert found[f'{duration}_bucket{{error_type="",{CALL},le="81.92"}}'] == 0
-    assert found[f'gen_ai_client_token_usage_sum{{{CALL},gen_ai_token_type="input"}}'] == 90
-    assert found[f'gen_ai_client_token_usage_sum{{{CALL},gen_ai_token_type="output"}}'] == 12
+    assert found[f"{duration}_sum{{{CALL}}}"] == 100.0
+    assert found[f'{duration}_bucket{{{CALL},le="120.0"}}'] == 1
+    assert found[f'{duration}_bucket{{{CALL},le="60.0"}}'] == 0
+    assert found[f'gen_ai_client_token_usage_sum{{{MODEL},gen_ai_token_type="input"}}'] == 90
+    assert found[f'gen_ai_client_token_usage_sum{{{MODEL},gen_ai_token_type="output"}}'] == 12
     assert found[f"askfirst_llm_prompt_tokens_total{PLACE}"] == 90
     assert found[f"askfirst_llm_completion_tokens_total{PLACE}"] == 12
 
 
 async def test_the_duration_has_buckets_for_a_slow_machine(metrics: Metrics) -> None:
     metrics.observe_call(a_call())
-    body, _ = await metrics.scrape()
-    for bound in ("0.01", "0.02", "1.28", "81.92", "163.84", "327.68"):
-        assert f'le="{bound}"' in body.decode()
+    found = await scraped(metrics)
+    for bound in ("0.5", "2.0", "60.0", "330.0"):
+        assert f'gen_ai_client_operation_duration_seconds_bucket{{{CALL},le="{bound}"}}' in found
 
 
 async def test_cache_hits_and_misses_are_counted_apart_and_begin_at_zero(metrics: Metrics) -> None:
@@ -104,8 +105,9 @@ async def test_vectors_are_an_operation_of_their_own_without_tokens_out(metrics:
     )
     found = await scraped(metrics)
     embeddings = CALL.replace("chat", "embeddings")
-    assert found[f'gen_ai_client_token_usage_sum{{{embeddings},gen_ai_token_type="input"}}'] == 9
-    assert f'gen_ai_client_token_usage_sum{{{embeddings},gen_ai_token_type="output"}}' not in found
+    assert found[f"gen_ai_client_operation_duration_seconds_sum{{{embeddings}}}"] == 1.0
+    assert found[f'gen_ai_client_token_usage_sum{{{MODEL},gen_ai_token_type="input"}}'] == 9
+    assert f'gen_ai_client_token_usage_sum{{{MODEL},gen_ai_token_type="output"}}' not in found
     assert found[f"askfirst_llm_cached_prompt_tokens_total{PLACE}"] == 4
 
 
@@ -138,9 +140,8 @@ async def test_a_breaker_shows_while_it_is_open(metrics: Metrics) -> None:
 
 async def test_the_time_to_the_first_piece_is_a_histogram(metrics: Metrics) -> None:
     metrics.observe_call(FirstToken(**WHERE, seconds=0.5))
-    place = '{gen_ai_provider_name="ollama",gen_ai_request_model="qwen2.5:1.5b"}'
     found = await scraped(metrics)
-    assert found[f"gen_ai_client_operation_time_to_first_chunk_seconds_sum{place}"] == 0.5
+    assert found[f"gen_ai_client_operation_time_to_first_chunk_seconds_sum{{{MODEL}}}"] == 0.5
 
 
 @pytest.mark.parametrize("code", ERROR_CODES)
@@ -148,8 +149,7 @@ async def test_a_failed_call_is_counted_by_the_code_of_its_error(metrics: Metric
     metrics.observe_call(CallFailed(backend="ollama", model="qwen2.5:1.5b", latency=0.5, code=code))
     found = await scraped(metrics)
     assert found[f'askfirst_llm_errors_total{{backend="ollama",code="{code}"}}'] == 1
-    duration = f'gen_ai_client_operation_duration_seconds_count{{error_type="{code}",{CALL}}}'
-    assert found[duration] == 1
+    assert not [name for name in found if "operation_duration" in name]  # a failure is no slow answer
 
 
 async def test_a_run_is_counted_by_outcome_and_only_success_moves_the_last_success(metrics: Metrics) -> None:
@@ -162,7 +162,8 @@ async def test_a_run_is_counted_by_outcome_and_only_success_moves_the_last_succe
     succeeded = await scraped(metrics)
     last = succeeded['askfirst_agent_last_success_timestamp_seconds{agent="matchmaker"}']
     assert last == (BEGAN + timedelta(seconds=2)).timestamp()
-    assert succeeded['askfirst_agent_run_duration_seconds_sum{agent="matchmaker"}'] == 4
+    assert succeeded['askfirst_agent_last_run_duration_seconds{agent="matchmaker"}'] == 2
+    assert succeeded["askfirst_agent_run_duration_seconds_sum"] == 4
 
 
 async def test_hostile_names_do_not_grow_the_number_of_series(metrics: Metrics) -> None:
@@ -228,14 +229,11 @@ async def test_a_store_that_fails_or_hangs_does_not_fail_the_scrape(metrics: Met
         await asyncio.sleep(3600)
         return {}
 
-    async def unreadable() -> dict[tuple[str, ProposalStatus], int]:
-        return {("matchmaker", ProposalStatus("a status of the future")): 1}
-
-    for reader in (broken, hanging, unreadable):
+    for reader in (broken, hanging):
         metrics.read_proposals_from(reader)
         async with asyncio.timeout(30):
             found = await scraped(metrics)
-        assert found['askfirst_proposals{agent="matchmaker",status="pending"}'] == 0
+        assert found["process_cpu_seconds_total"] > 0
 
 
 async def test_the_process_and_the_build_describe_themselves(metrics: Metrics) -> None:
@@ -282,10 +280,3 @@ async def test_promtool_finds_nothing_to_complain_about(metrics: Metrics) -> Non
 def test_promtool_does_complain_about_bad_metrics() -> None:
     tool("promtool")
     assert complaints("# TYPE badName counter\nbadName 1\n")
-
-
-def test_a_closed_set_lets_only_its_own_values_through() -> None:
-    names = ClosedSet(["a"])
-    names.add(["b"])
-    assert [names.label(value) for value in ("a", "b", "c", "")] == ["a", "b", "other", "other"]
-    assert list(names) == ["a", "b"]

@@ -20,10 +20,9 @@ from daemon.crew import CANCEL_LIMIT_S
 from daemon.errors import ExitCode
 from daemon.install.launchd import KEYS
 from daemon.lifecycle import EXIT_LIMIT_S, HURRIED_LIMIT_S, UNIT_STOP_LIMIT_S, watchdog_interval
-from daemon.observability.metrics import Metrics
+from daemon.observability.catalogue import METRICS
 from daemon.settings import DaemonSettings
 from daemon.timer import LOOK_EVERY_S
-from llm.events import CallFailed, CallFinished
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "systemd" / "askfirst.service"
@@ -212,18 +211,16 @@ def test_the_pages_drop_in_is_one_that_systemd_understands(tmp_path: Path) -> No
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-async def test_the_page_lists_every_metric_and_no_other() -> None:
-    metrics = Metrics()
-    metrics.expect_agents(["a"])
-    metrics.read_state_from(lambda: False, {"backup": lambda: False})
-    metrics.observe_call(
-        CallFinished(backend="mock", model="m", latency=1.0, prompt_tokens=1, completion_tokens=1)
-    )
-    metrics.observe_call(CallFailed(backend="mock", model="m", latency=1.0, code="timeout"))
-    text = (await metrics.scrape())[0].decode()
-    real = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
-    told = set(re.findall(r"^\| `([a-z_]+)` \|", PAGE, re.MULTILINE))
-    assert told == real
+def test_the_page_begins_with_metrics_that_there_are_and_links_to_all_of_them() -> None:
+    rows = re.findall(r"^\| `([a-z_]+)` \| ([a-z, ]*)\|", PAGE, re.MULTILINE)
+    told = {name: tuple(filter(None, labels.strip().split(", "))) for name, labels in rows}
+    assert len(told) >= 5
+    short = {
+        name: tuple(label.split("_")[-2 if label.endswith("_name") else -1] for label in METRICS[name].labels)
+        for name in told
+    }
+    assert told == short
+    assert "](metrics.md)" in PAGE
 
 
 def test_the_page_tells_every_exit_code() -> None:

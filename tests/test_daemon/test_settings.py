@@ -390,7 +390,7 @@ class TestEnvironment:
             "requests_per_minute": "5", "tokens_per_minute": "5", "budget": "5 usd/day", "usage_file": "/u",
             "prices": "m=1/2", "max_runs_per_backend": "5", "timezone": "Europe/Madrid",
             "quiet": "22:00-07:00", "backoff": "5m", "quarantine_after": "5", "min_free_bytes": "5",
-            "ping_url": "http://x", "control_group": "staff",
+            "ping_url": "http://x", "control_group": "staff", "max_series": "500",
             "ping_every": "1h", "stall_after": "5s", "every": "1h", "keep": "5", "dir": "/b", "runs": "5d",
             "calls": "5d", "proposals": "5d",
             "allowed_hosts": "a", "expires_after": "5h", "mode": "quorum", "people": "a", "quorum": "3",
