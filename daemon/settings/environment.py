@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from daemon.errors import SettingsProblem
-from daemon.parts import parse_levels
 from daemon.settings.model import API_KEY_FILE_VARIABLE, Settings
 from daemon.settings.sources import Variable
 from daemon.settings.toml_lines import KeyPath
@@ -136,11 +135,6 @@ def from_text(text: str, field: FieldInfo) -> Any:
         )
     if kind is int:
         return int(text) if text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() else text
-    if get_origin(kind) is Mapping:
-        try:
-            return parse_levels(text)
-        except ValueError:
-            return text
     if get_origin(kind) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
