@@ -143,7 +143,7 @@ def _told(event: CallEvent) -> tuple[str, dict[str, Any]]:
             return "model call answered from the cache", {"call_id": event.call_id, "cached": True}
         case Coalesced():
             return "model call shares the answer of one that is under way", {}
-        case CallPriced():
+        case CallPriced() if event.cost:
             return "model call priced", {"call_id": event.call_id, "usd": round(event.cost, 6)}
         case _:
             return _told_between(event)

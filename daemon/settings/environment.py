@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -12,7 +12,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from daemon.errors import SettingsProblem
-from daemon.parts import parse_levels
 from daemon.settings.model import API_KEY_FILE_VARIABLE, Settings
 from daemon.settings.sources import Variable
 from daemon.settings.toml_lines import KeyPath
@@ -136,16 +135,16 @@ def from_text(text: str, field: FieldInfo) -> Any:
         )
     if kind is int:
         return int(text) if text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() else text
-    if kind is float or get_origin(kind) is Mapping:
-        return _read(float if kind is float else parse_levels, text)
+    if kind is float:
+        return _number(text)
     if get_origin(kind) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
 
 
-def _read(parse: Callable[[str], Any], text: str) -> Any:
+def _number(text: str) -> float | str:
     try:
-        return parse(text)
+        return float(text)
     except ValueError:
         return text
 

@@ -34,7 +34,7 @@ from agents.errors import InvalidProposal
 from agents.proposal import DEFAULT_EXPIRY, Approvers
 from agents.schedule import parse_quiet, parse_zone
 from daemon.errors import SettingsError, SettingsProblem
-from daemon.parts import checked_levels
+from daemon.parts import checked_levels, parse_levels
 from daemon.settings.places import default_data_dir
 from daemon.settings.sources import Sources
 from daemon.settings.toml_lines import KeyPath
@@ -90,12 +90,18 @@ def _prices_as_text(value: Any) -> Any:
 
 
 def _levels(value: Any) -> Any:
-    """Parts and their levels; a table in it, which is what TOML makes of a.b = "c", has parts below."""
+    """Parts and their levels; a table in them, which is what TOML makes of a.b = "c", has parts below."""
+    if isinstance(value, str):  # as the environment has it
+        return parse_levels(value)
+    return _flat(value)
+
+
+def _flat(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     found: dict[str, Any] = {}
     for part, level in value.items():
-        inner = _levels(level)
+        inner = _flat(level)
         if isinstance(inner, Mapping):
             found |= {f"{part}.{name}": each for name, each in inner.items()}
         else:

@@ -149,6 +149,7 @@ async def test_what_calls_cost_and_what_budgets_refused_belongs_to_the_run(lines
     place: dict[str, Any] = {"backend": "b", "model": "m", "caller": Caller(agent="garden", run_id="r1")}
     calls.observe(CallPriced(call_id="c1", cost=0.25, **place))
     calls.observe(CallPriced(call_id="c2", cost=0.5, **place))
+    calls.observe(CallPriced(call_id="c3", cost=0.0, **place))  # as every call of a model of one's own
     calls.observe(BudgetRefused(budget="1 usd/day", **place))
     assert calls.taken("r1") == {"usd": 0.75, "refused_calls": 1}
     told = await asyncio.to_thread(lines)

@@ -29,6 +29,7 @@ class AskerAgent(BaseAgent):
 
     async def analyze(self):
         self.context.log.debug("looking closely")
+        print("talking to itself", flush=True)
         logging.getLogger(__name__).info("looking")
         logging.getLogger("httpx").info("not wanted")
         response = await self.use_llm({QUESTION!r}, cache=False)
@@ -75,6 +76,10 @@ def test_a_proposal_is_followed_from_its_run_over_its_call_to_what_came_of_it(as
     run = daemon.said("run finished")[1]
     (made,) = [line for line in daemon.said("proposal made") if line["proposal"] == 2]
     (call_id,) = made["call_ids"]
+    (printed,) = daemon.said("an agent's process printed a line")  # in a stream of its own
+    assert (printed["line"], printed["logger"]) == ("talking to itself", "agents.asker")
+    lines.remove(printed)
+    assert printed["run_id"] == run["run_id"]
     assert events(lines, run_id=run["run_id"]) == [
         "run began", "looking closely", "looking", "model call finished", "proposal made", "run finished",
         "proposal changed", "proposal changed", "noting it", "proposal changed",

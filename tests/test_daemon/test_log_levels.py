@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from daemon.control.logs import LogControls
-from daemon.errors import DaemonError
+from daemon.errors import DaemonError, SettingsError
 from daemon.observability.levels import installed_levels
 from daemon.observability.logging import adjust_logging, configure_logging
 from daemon.parts import LEAST, QUIET, checked_levels, parse_levels
@@ -202,5 +202,7 @@ def test_the_environment_has_them_in_one_line() -> None:
     for text in ("llm", "llm=", "=debug"):
         with pytest.raises(ValueError, match="is no part with its level"):
             parse_levels(text)
+    with pytest.raises(SettingsError, match=r"LOG_LEVELS: .*'llm' is no part with its level"):
+        load_settings(None, {"ASKFIRST_DAEMON__LOG_LEVELS": "llm"})
     settings = load_settings(None, {"ASKFIRST_DAEMON__LOG_LEVELS": "llm=debug, daemon.store=error"})
     assert settings.daemon.log_levels == {"llm": "debug", "daemon.store": "error"}
