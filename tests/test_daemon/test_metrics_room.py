@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.proposal import ProposalStatus
@@ -374,7 +374,7 @@ def do(metrics: Metrics, what: str, given: Any) -> None:
 
 
 @given(st.lists(deeds(), max_size=40), st.sampled_from([FEWEST_SERIES, 137, LIMIT]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_sequence_of_events_exceeds_the_limit(done: list[tuple[str, Any]], limit: int) -> None:
     metrics = Metrics(max_series=limit)
     for what, given_ in done:
@@ -384,7 +384,7 @@ def test_no_sequence_of_events_exceeds_the_limit(done: list[tuple[str, Any]], li
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefghij"), st.sampled_from(list(RunOutcome))), max_size=60))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_run_is_lost_from_the_sum(runs: list[tuple[str, RunOutcome]]) -> None:
     metrics = Metrics(max_series=FEWEST_SERIES)
     metrics.expect_agents("abcdef")
