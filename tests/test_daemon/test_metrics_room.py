@@ -233,6 +233,25 @@ async def test_a_thousand_agents_stay_within_the_limit_and_all_sums_stay_right()
     assert oldest == BEGAN.timestamp() + 2 + succeeded[0]
 
 
+async def test_dozens_of_backends_and_budgets_leave_room_for_agents() -> None:
+    metrics = Metrics()
+    metrics.expect_budgets([f"{number} usd/day" for number in range(1, 60)])
+    metrics.expect_models([(f"backend{number}", f"model{number}") for number in range(60)])
+    metrics.expect_agents([f"agent{number}" for number in range(60)])
+    metrics.read_from(
+        lambda: {
+            "askfirst_llm_budget_left": {(f"{number} usd/day",): 1.0 for number in range(1, 60)},
+            "askfirst_llm_breaker_open": {(f"backend{number}",): float(number == 59) for number in range(60)},
+        }
+    )
+    found = await scraped(metrics)
+    assert 'askfirst_llm_budget_left{budget="1 usd/day"}' in found
+    assert 'askfirst_llm_prompt_tokens_total{backend="backend0",model="model0"}' in found
+    assert found['askfirst_llm_breaker_open{backend="other"}'] == 1
+    assert 'askfirst_agent_runs_total{agent="agent0",outcome="succeeded"}' in found
+    assert len(found) <= LIMIT
+
+
 async def test_with_a_higher_limit_a_thousand_agents_are_shown_by_name() -> None:
     names = [f"agent{number}" for number in range(1000)]
     metrics = Metrics(max_series=12_000)
