@@ -71,24 +71,26 @@ class Metric:
         return len(self.buckets) + 3 if self.kind == "histogram" else 1
 
 
+_RARE = "; a rare one is `other` when there is no room"
+
 LABELS = MappingProxyType(
     {
         "agent": "an agent that the configuration enables; `other` for those beyond the limit, and any other",
-        "outcome": "how a run ended: `succeeded`, `failed`, `timed_out`, `cancelled`, `interrupted`",
-        "status": "where a proposal stands in its life: `pending`, `applied`, ...",
+        "outcome": "how a run ended: `succeeded`, `failed`, `timed_out`, `cancelled`, `interrupted`" + _RARE,
+        "status": "where a proposal stands in its life: `pending`, `applied`, ..." + _RARE,
         "action": "what a person did: `approve`, `edit`, `reject`, `snooze`, `undo`",
         "backend": "a backend of the configuration; `other` for those beyond the limit, and any other",
         "model": "a model of the configuration; `other` for those beyond the limit, and any other",
-        "code": "the kind of error: `timeout`, `connection`, `rate_limit`, ...",
-        "budget": "a budget as the configuration writes it",
+        "code": "the kind of error: `timeout`, `connection`, `rate_limit`, ..." + _RARE,
+        "budget": "a budget as the configuration writes it, as long as there is room",
         "queue": "what waits: `runs` for a free place, `log` lines to be written",
         "job": "`backup` or `retention`",
         "version": "of Askfirst",
         "python": "version of Python",
         "gen_ai_provider_name": "as `backend`",
         "gen_ai_request_model": "as `model`",
-        "gen_ai_operation_name": "`chat` or `embeddings`",
-        "gen_ai_token_type": "`input` or `output`",
+        "gen_ai_operation_name": "`chat` or `embeddings`; `other` for models beyond the limit",
+        "gen_ai_token_type": "`input` or `output`; `other` for models beyond the limit",
     }
 )
 """What the values of each label can be: always one of a closed set, never a text from outside."""

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.proposal import ProposalStatus
@@ -233,6 +233,25 @@ async def test_a_thousand_agents_stay_within_the_limit_and_all_sums_stay_right()
     assert oldest == BEGAN.timestamp() + 2 + succeeded[0]
 
 
+async def test_dozens_of_backends_and_budgets_leave_room_for_agents() -> None:
+    metrics = Metrics()
+    metrics.expect_budgets([f"{number} usd/day" for number in range(1, 60)])
+    metrics.expect_models([(f"backend{number}", f"model{number}") for number in range(60)])
+    metrics.expect_agents([f"agent{number}" for number in range(60)])
+    metrics.read_from(
+        lambda: {
+            "askfirst_llm_budget_left": {(f"{number} usd/day",): 1.0 for number in range(1, 60)},
+            "askfirst_llm_breaker_open": {(f"backend{number}",): float(number == 59) for number in range(60)},
+        }
+    )
+    found = await scraped(metrics)
+    assert 'askfirst_llm_budget_left{budget="1 usd/day"}' in found
+    assert 'askfirst_llm_prompt_tokens_total{backend="backend0",model="model0"}' in found
+    assert found['askfirst_llm_breaker_open{backend="other"}'] == 1
+    assert 'askfirst_agent_runs_total{agent="agent0",outcome="succeeded"}' in found
+    assert len(found) <= LIMIT
+
+
 async def test_with_a_higher_limit_a_thousand_agents_are_shown_by_name() -> None:
     names = [f"agent{number}" for number in range(1000)]
     metrics = Metrics(max_series=12_000)
@@ -374,7 +393,7 @@ def do(metrics: Metrics, what: str, given: Any) -> None:
 
 
 @given(st.lists(deeds(), max_size=40), st.sampled_from([FEWEST_SERIES, 137, LIMIT]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_sequence_of_events_exceeds_the_limit(done: list[tuple[str, Any]], limit: int) -> None:
     metrics = Metrics(max_series=limit)
     for what, given_ in done:
@@ -384,7 +403,7 @@ def test_no_sequence_of_events_exceeds_the_limit(done: list[tuple[str, Any]], li
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefghij"), st.sampled_from(list(RunOutcome))), max_size=60))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_run_is_lost_from_the_sum(runs: list[tuple[str, RunOutcome]]) -> None:
     metrics = Metrics(max_series=FEWEST_SERIES)
     metrics.expect_agents("abcdef")

@@ -9,9 +9,6 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 
 from prometheus_client import disable_created_metrics
 from prometheus_client.core import Metric as Family
-from prometheus_client.exposition import generate_latest as as_text
-from prometheus_client.openmetrics.exposition import generate_latest as as_openmetrics
-from prometheus_client.registry import Collector
 
 from agents.proposal import ProposalStatus
 from daemon.events import Event, ProposalChanged, RunFinished
@@ -22,6 +19,7 @@ from daemon.observability.metrics.process import ProcessReader
 from daemon.observability.metrics.room import Kind, Labels, Room
 from daemon.observability.metrics.scrapes import CONTENT_TYPES, Format, Scrapes, preferred_format
 from daemon.observability.metrics.sources import QuickSource, SlowSource
+from daemon.observability.metrics.writing import as_openmetrics, as_text
 from llm.events import CallEvent
 
 _log = logging.getLogger(__name__)
@@ -91,7 +89,7 @@ class Metrics:
                 "for more raise metrics.max_series",
                 len(hidden),
                 len(dict.fromkeys(units)),
-                " and ".join(kind),
+                kind[-1],
                 self._families.room.limit,
             )
 
@@ -204,6 +202,11 @@ class Metrics:
         wanted = preferred_format(accept)
         return await self._scrapes.get(wanted), CONTENT_TYPES[wanted]
 
+    @property
+    def waiting_scrapes(self) -> int:
+        """How many scrapes are not answered yet."""
+        return self._scrapes.waiting
+
     async def _encode(self, formats: Collection[Format]) -> Mapping[Format, bytes]:
         await asyncio.gather(*(source.refresh() for source in self._slow if source.is_old))
         readings = [*(source.last for source in self._slow), *(source.read() for source in self._quick)]
@@ -214,18 +217,13 @@ class Metrics:
         return await asyncio.to_thread(_written, snapshot, formats)
 
 
-class _Collected(Collector):
-    def __init__(self, families: list[Family]) -> None:
-        self._families = families
-
-    def collect(self) -> list[Family]:
-        return self._families
-
-
 def _written(snapshot: Snapshot, formats: Collection[Format]) -> dict[Format, bytes]:
-    collected = _Collected(list(snapshot.collect()))
-    write: dict[Format, Callable[[Collector], bytes]] = {"text": as_text, "openmetrics": as_openmetrics}
-    return {each: write[each](collected) for each in formats}
+    families = list(snapshot.collect())
+    write: dict[Format, Callable[[Iterable[Family]], bytes]] = {
+        "text": as_text,
+        "openmetrics": as_openmetrics,
+    }
+    return {each: write[each](families) for each in formats}
 
 
 def _check_names(reading: Reading) -> None:

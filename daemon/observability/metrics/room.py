@@ -27,6 +27,11 @@ Kind = tuple[str, ...]
 HISTOGRAM = "histogram"
 """Behind the names of a kind: its histograms, which are admitted apart from the rest."""
 
+AGENT: Kind = ("agent",)
+
+FAIR = 3
+"""Of the free room each kind but agents takes this part at most, if it has more than one name."""
+
 FEWEST_SERIES = 120
 """With less there would be no room for anything with a name of its own."""
 
@@ -119,8 +124,9 @@ class Room:
         self.limit = limit
         self._used = 0
         self._forms = {name: _Form.of(metric) for name, metric in METRICS.items()}
-        self._expected: dict[Kind, tuple[Labels, ...]] = {}
+        self._expected: dict[Kind, dict[Labels, None]] = {}
         self._shown: dict[Kind, dict[Labels, Labels]] = {}
+        self._found: dict[tuple[str, Labels], tuple[Labels, Labels] | None] = {}
         for form in self._forms.values():
             if form.kind:
                 self._shown.setdefault(form.kind, {})
@@ -143,10 +149,12 @@ class Room:
             self._used += form.metric.series
 
     def _pay(self, form: _Form, labels: Labels) -> None:
+        self._found = {}
         form.paid.add(labels)
         self._used += form.metric.series
 
     def _give_back(self, form: _Form, places: set[Labels]) -> None:
+        self._found = {}
         form.paid = form.paid - places  # not in place: another thread reads it
         self._used -= len(places) * form.metric.series
 
@@ -161,10 +169,11 @@ class Room:
             those that are not shown by name.
         """
         wanted = tuple(dict.fromkeys(units))
+        self._found = {}
         histograms = (*kind, HISTOGRAM)
         for each in (kind, histograms):
             if each in self._shown:
-                self._expected[each] = wanted
+                self._expected[each] = dict.fromkeys(wanted)
                 for unit in set(self._shown[each]) - set(wanted):
                     self._forget(each, unit)
         self._admit_all(kind, wanted)
@@ -174,14 +183,17 @@ class Room:
 
     def expected(self, kind: Kind) -> tuple[Labels, ...]:
         """The names that were expected last, those included that are not shown."""
-        return self._expected.get(kind, ())
+        return tuple(self._expected.get(kind, ()))
 
     def _admit_all(self, kind: Kind, units: tuple[Labels, ...]) -> None:
         """Admit as many as there is room for; the others get places for their gauges together."""
         for form, labels in self._gauges_of_others(kind):
             if labels in form.paid:
                 self._give_back(form, {labels})
+        fair, before = self._free_beside(kind) // FAIR, self._used
         for unit in units:
+            if kind != AGENT and self._shown[kind] and self._used - before >= fair:
+                break  # so that dozens of backends leave room for agents, which are expected last
             self._admit(kind, unit)
         if set(units) <= set(self._shown[kind]):
             return
@@ -239,7 +251,7 @@ class Room:
     def is_expected(self, name: str, labels: Labels) -> bool:
         """Whether all names in `labels` are expected ones; yes, if there is no name among them."""
         form = self._form(name, labels)
-        return not form.kind or form.unit(labels) in self.expected(form.kind)
+        return not form.kind or form.unit(labels) in self._expected.get(form.kind, ())
 
     def is_single(self, name: str) -> bool:
         """Whether only one set of label values makes sense: that of the running program."""
@@ -265,7 +277,7 @@ class Room:
             ValueError: there is no such metric or label value.
         """
         form = self._form(name, labels)
-        if form.kind and form.metric.kind == HISTOGRAM and form.unit(labels) in self.expected(form.kind):
+        if form.kind and form.metric.kind == HISTOGRAM and self.is_expected(name, labels):
             self._admit(form.kind, form.unit(labels))
         for choice in self._choices(form, labels):
             if self.has(name, choice):
@@ -285,13 +297,15 @@ class Room:
 
         It takes no place for good. None if it is not shown.
         """
+        known = self._found
+        if (name, labels) in known:
+            return known[name, labels]
         form = self._form(name, labels)
-        best = None
-        for choice in self._choices(form, labels):
-            best = best or choice
-            if self.has(name, choice):
-                return best, choice
-        return None
+        choices = list(self._choices(form, labels))
+        found = next(((choices[0], choice) for choice in choices if self.has(name, choice)), None)
+        if self.is_expected(name, labels) and not any(self._strange(form, labels)):
+            known[name, labels] = found  # nobody can make up such ones: they are not too many
+        return found
 
     def _form(self, name: str, labels: Labels) -> _Form:
         form = self._forms.get(name)
@@ -310,23 +324,24 @@ class Room:
             return
         unit = form.unit(labels)
         shown = self._shown[form.kind].get(unit)
-        known = tuple(
-            OTHER if self._is_strange(form, at, value) else value for at, value in enumerate(labels)
-        )
+        strange = self._strange(form, labels)
+        known = tuple(OTHER if new else value for new, value in zip(strange, labels, strict=True))
         if shown is not None:
             yield form.named(known, shown)
             yield form.blurred(form.named(known, shown))
         elif form.metric.together == "left out":
             return
-        elif form.metric.together != "sum" and unit not in self.expected(form.kind):
+        elif form.metric.together != "sum" and unit not in self._expected.get(form.kind, ()):
             return  # the oldest success of agents that are gone says nothing
         others = form.named(known, (OTHER,) * len(unit))
         yield others
         yield form.blurred(others)
 
     @staticmethod
-    def _is_strange(form: _Form, at: int, value: str) -> bool:
-        return at in form.closed and value not in form.closed[at]
+    def _strange(form: _Form, labels: Labels) -> list[bool]:
+        """Which of the label values should be of a closed set and are not."""
+        closed = form.closed
+        return [at in closed and value not in closed[at] for at, value in enumerate(labels)]
 
     @staticmethod
     def _ours(form: _Form, labels: Labels) -> Labels:

@@ -14,10 +14,10 @@ CONTENT_TYPES: Mapping[Format, str] = {
     "openmetrics": "application/openmetrics-text; version=1.0.0; charset=utf-8",
 }
 
-REST = 4
+REST = 2
 """After an encoding that several scrapes wanted, the next one begins after this many times its duration."""
 
-LONGEST_REST_S = 0.1
+LONGEST_REST_S = 0.02
 
 AT_ONCE = 8
 """So many scrapes are answered before the event loop turns to something else."""
@@ -30,8 +30,7 @@ _Scrape = tuple[Format, "asyncio.Future[bytes]"]
 class Scrapes:
     """Answers scrapes; those that come while another one is answered wait and share the next encoding.
 
-    So each sees what had happened when it came, and however many there are, encoding takes a fifth of the
-    time at most.
+    So each sees what had happened when it came, and however many there are, there is time for other work.
 
     Args:
         encode: makes the text in the formats that are wanted.
@@ -43,6 +42,11 @@ class Scrapes:
         self._answering: list[_Scrape] = []
         self._task: asyncio.Task[None] | None = None
         self._rest_until = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """How many are not answered yet."""
+        return len(_alive(self._answering + self._waiting))
 
     async def get(self, wanted: Format) -> bytes:
         """The text in the format `wanted`, as of now."""

@@ -61,6 +61,9 @@ class SlowSource:
                 self.last = await self._source()
         except Exception as error:  # noqa: BLE001 - a scrape answers whatever the database's state is
             self._complaint.tell(error)
+        except asyncio.CancelledError:  # nobody waits any more
+            self.forget()
+            raise
         else:
             self._complaint.over()
 
