@@ -6,7 +6,6 @@ As a program it runs them where it is and prints what came of them as JSON.
 from __future__ import annotations
 
 import ctypes
-import errno
 import json
 import mmap
 import multiprocessing
@@ -56,25 +55,12 @@ def in_child(work: Callable[[], object]) -> None:
         raise PermissionError(msg)
 
 
-def _run_when_closed(program: Path) -> None:
-    """Run it, once no process that is being made elsewhere holds the file open for writing any more."""
-    for tries_left in reversed(range(20)):
-        try:
-            subprocess.run([program], check=True, timeout=30)
-        except OSError as error:
-            if error.errno != errno.ETXTBSY or not tries_left:
-                raise
-            time.sleep(0.05)
-        else:
-            return
-
-
 def execute_from(folder: Path) -> None:
     program = folder / "probe-program"
     program.write_text("#!/bin/sh\nexit 0\n")
     program.chmod(0o755)
     try:
-        _run_when_closed(program)
+        subprocess.run([program], check=True, timeout=30)
     finally:
         program.unlink()
 
