@@ -16,6 +16,7 @@ from agents.proposal import ProposalStatus
 from daemon.events import RunFinished, RunOutcome, RunResult
 from daemon.observability.catalogue import METRICS, NAMES, VALUES, Metric
 from daemon.observability.metrics import FEWEST_SERIES, Labels, Metrics, Reading
+from daemon.observability.metrics.families import _shown
 from daemon.observability.metrics.room import EXPECTED, EXPECTED_OF_OTHERS, Room, presentable
 from llm.events import BreakerOpened, CacheHit, CallEvent, CallFailed, CallFinished, FirstToken, Retried
 from tests.support.prometheus import complaints, samples, tool
@@ -175,8 +176,7 @@ async def test_a_hundred_thousand_hostile_label_values_change_nothing() -> None:
     assert found['askfirst_llm_prompt_tokens_total{backend="other",model="other"}'] == (rounds + 1) * 99
     assert total(found, "askfirst_llm_errors_total", 'backend="other"') == rounds + 1
     assert total(found, "askfirst_agent_runs_total", 'agent="other"') == rounds * 2 + len(RunOutcome)
-    if not complaints(""):  # the tool is here
-        assert complaints(text) == ""
+    assert complaints(text) == ""  # last, since it skips where the tool is missing
 
 
 async def test_hostile_values_that_are_read_change_nothing_either() -> None:
@@ -300,6 +300,39 @@ async def test_agents_that_come_when_all_room_is_taken_share_places_that_were_ke
     found = await scraped(metrics)
     assert found['askfirst_agent_intervals_since_success{agent="other"}'] == 4.0
     assert len(found) <= LIMIT
+
+
+async def test_what_seldom_happens_takes_no_place_that_expected_agents_will_need() -> None:
+    metrics = Metrics(max_series=FEWEST_SERIES)
+    metrics.expect_agents([])
+    for number in range(20):
+        for code in VALUES["code"]:
+            metrics.observe_call(CallFailed(backend=f"b{number}", model="m", latency=0.5, code=code))
+        for outcome in RunOutcome:
+            metrics.observe_event(a_run("gone", outcome))
+    metrics.expect_agents(["matchmaker", "garden"])
+    metrics.read_from(lambda: {"askfirst_agent_intervals_since_success": {("garden",): 4.0}})
+    assert (await scraped(metrics))['askfirst_agent_intervals_since_success{agent="other"}'] == 4.0
+
+
+@pytest.mark.parametrize("series", [6, 10, 20, 39, 100])
+def test_what_is_read_adds_up_when_there_is_no_room_for_every_status(series: int) -> None:
+    room, agents = Room(LIMIT), ("matchmaker", "perishables", "garden")
+    room.expect(("agent",), [(agent,) for agent in agents])
+    told = everything("askfirst_proposals", METRICS["askfirst_proposals"], agents, ("", ""))
+    shown = _shown(room, {"askfirst_proposals": told}, series)["askfirst_proposals"]
+    assert sum(shown.values()) == sum(told.values())
+    assert len(shown) <= min(series, 39)
+    for agent in agents:  # what waits for a person is always told apart
+        assert shown[agent, "pending"] == told[agent, "pending"]
+
+
+def test_even_if_the_room_shrank_while_a_scrape_was_made_it_has_no_line_too_many() -> None:
+    values = {
+        name: {(): 1.0} for name, metric in METRICS.items() if metric.kind == "gauge" and not metric.labels
+    }
+    shown = _shown(Room(LIMIT), values, 3)
+    assert sum(map(len, shown.values())) == 3
 
 
 @pytest.mark.parametrize("bad", ["x" * 5000, "line\nbreak", "\ud800", 'quote"'])
