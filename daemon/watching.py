@@ -51,8 +51,8 @@ CACHE_AGE_S = 30.0
 DISK_AGE_S = 15.0
 """So old what was read may be at a scrape, in seconds; each of it costs the more to read."""
 
-REMEMBERED_AT_ONCE = 50
-"""Of so many agents the past is looked up at one scrape: who has a thousand waits a few scrapes for it."""
+REMEMBERED_AT_ONCE = 10
+"""Of so many agents the past is looked up at one scrape, those first that are shown by name."""
 
 _SLICE = 20  # agents that are asked for their next run before the loop turns to its other work
 _DECISIONS = frozenset(VALUES["action"])

@@ -86,6 +86,7 @@ def test_each_run_goes_on_counting_in_a_file_that_others_may_read_also_when_it_f
     found = samples(file.read_text(encoding="utf-8"))
     assert runs_of(file) == {"succeeded": 2.0, "failed": 1.0}
     assert found['askfirst_agent_last_success_timestamp_seconds{agent="garden"}'] == succeeded
+    assert [series for series in found if series.startswith("askfirst_build_info{")]
     assert stat.S_IMODE(file.stat().st_mode) == 0o644
     assert [path.name for path in tmp_path.glob("*askfirst.prom*")] == ["askfirst.prom"]
     assert [path.name for path in tmp_path.glob(".*prom*")] == []

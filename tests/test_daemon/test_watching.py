@@ -322,6 +322,7 @@ async def test_how_the_program_is(tmp_path: Path) -> None:
 
     before = await metrics()  # also before anything is open
     assert before["askfirst_storage_full"] == 0
+    assert "askfirst_disk_free_bytes" not in before
     await daemon.ready.wait()
     scheduler = daemon._scheduler
     await seen(lambda: scheduler.waiting == 2)
