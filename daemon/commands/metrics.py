@@ -165,9 +165,11 @@ errors there are, and whatever they are called, there are at most 200, or `metri
 from lists in the program. Any other value is counted as `other`.
 
 So is an agent or a model beyond those that there is room for, and no sum is ever wrong. Of the agents the
-first ones of the configuration are shown by name, each with all its metrics. Of the models the first one
-has a place for its histograms beforehand, another one gets it with its first call if there is room. Rare
-outcomes, statuses and error codes have a name while there is room, and are `other` after that.
+first ones of the configuration are shown by name, each with all its metrics. Budgets, backends and models
+come before them, and take a third of the free room each at most. Of the models the first one has a place
+for its histograms beforehand, another one gets it with its first call if there is room. Rare outcomes,
+statuses and error codes have a name while there is room, and are `other` after that. The log says at the
+start what is not shown by name.
 
 Three agents, one model with streamed answers and one budget are shown in full. Each further agent takes
 about 10 series, each further model 15, and 35 more for its histograms: `max_series = 1000` is enough for

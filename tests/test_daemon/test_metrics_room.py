@@ -9,13 +9,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agents.proposal import ProposalStatus
 from daemon.events import RunFinished, RunOutcome, RunResult
 from daemon.observability.catalogue import METRICS, NAMES, VALUES, Metric
 from daemon.observability.metrics import FEWEST_SERIES, Labels, Metrics, Reading
+from daemon.observability.metrics.families import _shown
 from daemon.observability.metrics.room import EXPECTED, EXPECTED_OF_OTHERS, Room, presentable
 from llm.events import BreakerOpened, CacheHit, CallEvent, CallFailed, CallFinished, FirstToken, Retried
 from tests.support.prometheus import complaints, samples, tool
@@ -233,6 +234,25 @@ async def test_a_thousand_agents_stay_within_the_limit_and_all_sums_stay_right()
     assert oldest == BEGAN.timestamp() + 2 + succeeded[0]
 
 
+async def test_dozens_of_backends_and_budgets_leave_room_for_agents() -> None:
+    metrics = Metrics()
+    metrics.expect_budgets([f"{number} usd/day" for number in range(1, 60)])
+    metrics.expect_models([(f"backend{number}", f"model{number}") for number in range(60)])
+    metrics.expect_agents([f"agent{number}" for number in range(60)])
+    metrics.read_from(
+        lambda: {
+            "askfirst_llm_budget_left": {(f"{number} usd/day",): 1.0 for number in range(1, 60)},
+            "askfirst_llm_breaker_open": {(f"backend{number}",): float(number == 59) for number in range(60)},
+        }
+    )
+    found = await scraped(metrics)
+    assert 'askfirst_llm_budget_left{budget="1 usd/day"}' in found
+    assert 'askfirst_llm_prompt_tokens_total{backend="backend0",model="model0"}' in found
+    assert found['askfirst_llm_breaker_open{backend="other"}'] == 1
+    assert 'askfirst_agent_runs_total{agent="agent0",outcome="succeeded"}' in found
+    assert len(found) <= LIMIT
+
+
 async def test_with_a_higher_limit_a_thousand_agents_are_shown_by_name() -> None:
     names = [f"agent{number}" for number in range(1000)]
     metrics = Metrics(max_series=12_000)
@@ -281,6 +301,39 @@ async def test_agents_that_come_when_all_room_is_taken_share_places_that_were_ke
     found = await scraped(metrics)
     assert found['askfirst_agent_intervals_since_success{agent="other"}'] == 4.0
     assert len(found) <= LIMIT
+
+
+async def test_what_seldom_happens_takes_no_place_that_expected_agents_will_need() -> None:
+    metrics = Metrics(max_series=FEWEST_SERIES)
+    metrics.expect_agents([])
+    for number in range(20):
+        for code in VALUES["code"]:
+            metrics.observe_call(CallFailed(backend=f"b{number}", model="m", latency=0.5, code=code))
+        for outcome in RunOutcome:
+            metrics.observe_event(a_run("gone", outcome))
+    metrics.expect_agents(["matchmaker", "garden"])
+    metrics.read_from(lambda: {"askfirst_agent_intervals_since_success": {("garden",): 4.0}})
+    assert (await scraped(metrics))['askfirst_agent_intervals_since_success{agent="other"}'] == 4.0
+
+
+@pytest.mark.parametrize("series", [6, 10, 20, 39, 100])
+def test_what_is_read_adds_up_when_there_is_no_room_for_every_status(series: int) -> None:
+    room, agents = Room(LIMIT), ("matchmaker", "perishables", "garden")
+    room.expect(("agent",), [(agent,) for agent in agents])
+    told = everything("askfirst_proposals", METRICS["askfirst_proposals"], agents, ("", ""))
+    shown = _shown(room, {"askfirst_proposals": told}, series)["askfirst_proposals"]
+    assert sum(shown.values()) == sum(told.values())
+    assert len(shown) <= min(series, 39)
+    for agent in agents:  # what waits for a person is always told apart
+        assert shown[agent, "pending"] == told[agent, "pending"]
+
+
+def test_even_if_the_room_shrank_while_a_scrape_was_made_it_has_no_line_too_many() -> None:
+    values = {
+        name: {(): 1.0} for name, metric in METRICS.items() if metric.kind == "gauge" and not metric.labels
+    }
+    shown = _shown(Room(LIMIT), values, 3)
+    assert sum(map(len, shown.values())) == 3
 
 
 @pytest.mark.parametrize("bad", ["x" * 5000, "line\nbreak", "\ud800", 'quote"'])
@@ -374,7 +427,7 @@ def do(metrics: Metrics, what: str, given: Any) -> None:
 
 
 @given(st.lists(deeds(), max_size=40), st.sampled_from([FEWEST_SERIES, 137, LIMIT]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_sequence_of_events_exceeds_the_limit(done: list[tuple[str, Any]], limit: int) -> None:
     metrics = Metrics(max_series=limit)
     for what, given_ in done:
@@ -384,7 +437,7 @@ def test_no_sequence_of_events_exceeds_the_limit(done: list[tuple[str, Any]], li
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefghij"), st.sampled_from(list(RunOutcome))), max_size=60))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_no_run_is_lost_from_the_sum(runs: list[tuple[str, RunOutcome]]) -> None:
     metrics = Metrics(max_series=FEWEST_SERIES)
     metrics.expect_agents("abcdef")

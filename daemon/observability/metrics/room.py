@@ -27,6 +27,11 @@ Kind = tuple[str, ...]
 HISTOGRAM = "histogram"
 """Behind the names of a kind: its histograms, which are admitted apart from the rest."""
 
+AGENT: Kind = ("agent",)
+
+FAIR = 3
+"""Of the free room each kind but agents takes this part at most, if it has more than one name."""
+
 FEWEST_SERIES = 120
 """With less there would be no room for anything with a name of its own."""
 
@@ -185,7 +190,10 @@ class Room:
         for form, labels in self._gauges_of_others(kind):
             if labels in form.paid:
                 self._give_back(form, {labels})
+        fair, before = self._free_beside(kind) // FAIR, self._used
         for unit in units:
+            if kind != AGENT and self._shown[kind] and self._used - before >= fair:
+                break  # so that dozens of backends leave room for agents, which are expected last
             self._admit(kind, unit)
         if set(units) <= set(self._shown[kind]):
             return
@@ -269,11 +277,7 @@ class Room:
             ValueError: there is no such metric or label value.
         """
         form = self._form(name, labels)
-        if (
-            form.kind
-            and form.metric.kind == HISTOGRAM
-            and form.unit(labels) in self._expected.get(form.kind, ())
-        ):
+        if form.kind and form.metric.kind == HISTOGRAM and self.is_expected(name, labels):
             self._admit(form.kind, form.unit(labels))
         for choice in self._choices(form, labels):
             if self.has(name, choice):
