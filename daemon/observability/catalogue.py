@@ -173,7 +173,7 @@ LLM = (
     Metric(
         name="askfirst_llm_cost_usd_total",
         kind="counter",
-        help="What the calls cost at list prices; a local model costs nothing.",
+        help="What calls cost at list prices or your own; 0 for a local model, nothing for unknown prices.",
         unit="US dollars",
         labels=_PLACE,
     ),
@@ -189,17 +189,17 @@ LLM = (
         help="Calls that the response cache could not answer.",
         labels=_PLACE,
     ),
-    Metric(name="askfirst_llm_cache_entries", kind="gauge", help="Answers in the response cache."),
+    Metric(name="askfirst_llm_cache_entries", kind="gauge", help="Answers in the response cache's file."),
     Metric(
         name="askfirst_llm_cache_size_bytes",
         kind="gauge",
-        help="Size of the response cache's file.",
+        help="Room that the answers in the response cache's file take.",
         unit="bytes",
     ),
     Metric(
         name="askfirst_llm_cache_evictions_total",
         kind="counter",
-        help="Answers removed from the response cache to make room.",
+        help="Answers that this program removed from the response cache's file to make room.",
     ),
     Metric(
         name="askfirst_llm_coalesced_total",
@@ -308,7 +308,7 @@ AGENTS = (
     Metric(
         name="askfirst_agent_intervals_since_success",
         kind="gauge",
-        help="Time since the agent last succeeded, or since it was enabled, in intervals of its schedule.",
+        help="Time since the agent last succeeded, or first ran, in intervals of its schedule.",
         unit="intervals",
         labels=("agent",),
         together="largest",
@@ -362,7 +362,7 @@ PROPOSALS = (
     Metric(
         name="askfirst_proposal_apply_failures_total",
         kind="counter",
-        help="Approved changes that could not be carried out, each try counted.",
+        help="Tries to carry out an approved change that failed; one that is no longer of use is withdrawn.",
     ),
 )
 
@@ -407,7 +407,7 @@ PROGRAM = (
     Metric(
         name="askfirst_database_writes_total",
         kind="counter",
-        help="Transactions committed.",
+        help="Transactions that this program committed.",
     ),
     Metric(
         name="askfirst_disk_free_bytes",

@@ -216,3 +216,17 @@ async def test_nothing_begins_after_the_end(by_hand: bool) -> None:
             await task
     await asyncio.sleep(0.01)
     assert shift.work.order == []
+
+
+async def test_whoever_has_no_place_or_turn_yet_is_counted() -> None:
+    shift = Shift(1)
+    shift.wait("a", "b", "c")
+    shift.fill()
+    by_hand = [shift.crew.run("a", shift.work.of("a")), shift.crew.run("d", shift.work.of("d"))]
+    await seen(lambda: shift.work.running == {"a", "d"})
+    assert shift.crew.waiting == 3  # b and c on schedule, a by hand after its own run
+    for task in by_hand:
+        task.cancel()
+    await shift.aclose()
+    await asyncio.wait(by_hand)
+    assert shift.crew.waiting == 2

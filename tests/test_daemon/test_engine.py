@@ -492,3 +492,16 @@ async def test_a_value_that_makes_no_sense_is_told_as_damage(db: Database) -> No
         await connection.execute(text("UPDATE proposals SET payload = '{broken'"))
     with pytest.raises(StoreError, match="damaged or edited by hand"):
         await store.list()
+
+
+async def test_it_counts_what_was_committed_and_knows_its_size(db: Database) -> None:
+    before = await asyncio.to_thread(db.size)
+    await put(db, "one")
+    await put(db, "two", "x" * 100_000)
+    with pytest.raises(ZeroDivisionError):
+        async with db.write():
+            raise ZeroDivisionError
+    assert db.writes == 2
+    files = [db.path, db.path.with_name(f"{NAME}-wal")]
+    size = await asyncio.to_thread(lambda: sum(file.stat().st_size for file in files))
+    assert await asyncio.to_thread(db.size) == size > before + 100_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import io
 import itertools
@@ -24,7 +25,7 @@ import structlog
 
 from agents.proposal import Decision, Proposal, ProposalStatus
 from daemon.events import ProposalChanged, RunFinished, RunOutcome, RunResult
-from daemon.observability.logging import QUIET, EventLog, configure_logging, dropped_lines
+from daemon.observability.logging import QUIET, EventLog, configure_logging, dropped_lines, waiting_lines
 
 ROOT = Path(__file__).parents[2]
 BEGAN = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -533,3 +534,20 @@ def test_each_line_of_a_traceback_on_a_console_that_goes_to_the_journal_has_a_pr
     lines = (tmp_path / "journal").read_text().splitlines()
     assert len(lines) > 3
     assert all(line.startswith("<3>") for line in lines)
+
+
+def test_lines_that_wait_for_their_reader_are_counted() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb"), os.fdopen(writing, "w") as stream:
+        close = configure_logging("info", "json", stream)
+        try:
+            for _ in range(2000):  # more than a pipe takes
+                logging.getLogger("x").info("a line of some length %s", "x" * 100)
+            assert waiting_lines() > 100
+        finally:
+            os.set_blocking(reading, False)
+            while waiting_lines():
+                with contextlib.suppress(BlockingIOError):
+                    os.read(reading, 65536)
+            close()
+    assert waiting_lines() == 0

@@ -246,3 +246,20 @@ async def test_whatever_texts_an_agent_hands_in_are_kept_and_read_again(
         assert read.payload == candidate.payload
         assert read.digest == fit.digest
         assert await it.keep(fit.with_changes(expires_at=candidate.expires_at)) == [DUPLICATE]
+
+
+async def test_how_long_those_wait_that_wait_is_told_with_the_counts(it: Bench) -> None:
+    nothing = await it.proposals.census(it.clock())
+    assert (nothing.counts, nothing.oldest, nothing.late) == ({}, None, 0)
+    await it.keep(line("1"), line("2", expires_at=START + timedelta(hours=10)))
+    it.clock.move(hours=4)
+    await it.keep(line("3", expires_at=START + timedelta(hours=6)))
+    await it.desk.snooze(1, START + timedelta(hours=30), "ana", "cli")
+    now = await it.proposals.census(it.clock())
+    assert now.counts == {(AGENT, _S.PENDING): 2, (AGENT, _S.SNOOZED): 1}
+    assert (now.oldest, now.late) == (START, 0)
+    it.clock.move(hours=1, microseconds=1000)  # over half of ten, and of the two hours of the third
+    assert (await it.proposals.census(it.clock())).late == 2
+    await it.desk.reject(2, "ana", "cli")
+    later = await it.proposals.census(it.clock())
+    assert (later.oldest, later.late) == (START + timedelta(hours=4), 1)

@@ -96,3 +96,18 @@ async def test_a_run_and_its_proposals_are_kept_together_or_not_at_all(it: Bench
     assert await it.runs.list() == ()
     assert await it.proposals.list() == ()
     assert await it.runs.calls_by_id(["call-1"]) == ()
+
+
+async def test_what_is_known_of_an_agents_runs_is_its_first_its_last_and_its_last_success(it: Bench) -> None:
+    nothing = await it.runs.past(AGENT)
+    assert (nothing.began, nothing.succeeded, nothing.seconds) == (None, None, None)
+    outcomes = [RunOutcome.FAILED, RunOutcome.SUCCEEDED, RunOutcome.SUCCEEDED, *[RunOutcome.FAILED] * 12]
+    for number, outcome in enumerate(outcomes):
+        began = START + timedelta(hours=number)
+        ended = began + timedelta(seconds=number)
+        await save(it, f"run{number:02}", outcome=outcome, started_at=began, finished_at=ended)
+    await save(it, "run99", agent="another", started_at=START + timedelta(days=9))
+    past = await it.runs.past(AGENT)
+    assert past.began == START
+    assert past.succeeded == START + timedelta(hours=2, seconds=2)
+    assert past.seconds == 14

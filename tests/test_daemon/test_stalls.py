@@ -45,8 +45,10 @@ FINISHED = RunFinished(
 
 
 @asynccontextmanager
-async def watched(after: float = AFTER_S) -> AsyncIterator[StallWatch]:
-    watch = StallWatch(after)
+async def watched(
+    after: float = AFTER_S, late: Callable[[float], None] | None = None
+) -> AsyncIterator[StallWatch]:
+    watch = StallWatch(after, late)
     watch.start()
     try:
         yield watch
@@ -208,3 +210,14 @@ async def test_the_daemon_names_an_agent_of_its_own_process_that_blocks(
     number = await asyncio.to_thread(line_of, "IT SPINS HERE")
     assert '"agent":"absorbed"' in line.replace(": ", ":"), line
     assert f"test_stalls.py:{number}" in line
+
+
+async def test_how_long_the_loop_took_to_come_round_is_told_each_time_also_when_that_is_no_stall() -> None:
+    times: list[float] = []
+    async with watched(after=30, late=times.append) as watch, asyncio.timeout(20):
+        while max(times, default=0.0) < 0.1:
+            asked = asyncio.create_task(asyncio.to_thread(watch._ask_round))
+            await asyncio.sleep(0.01)  # it asks now, or a moment later
+            blocks(0.2)
+            await asked
+    assert watch.stalls == 0

@@ -26,3 +26,19 @@ async def test_a_moment_that_comes_while_the_timer_looks_is_not_lost() -> None:
         await seen(lambda: len(looks) >= 4, limit=5)
     finally:
         await timer.aclose()
+
+
+async def test_how_late_the_loop_wakes_up_is_told() -> None:
+    told: list[float] = []
+    timer = Timer(told.append)
+    timer.start(lambda: None)
+    try:
+        timer.at(datetime.now(UTC) + timedelta(milliseconds=20))
+        until = time.perf_counter() + 0.15
+        while time.perf_counter() < until:  # the loop is kept beyond that moment
+            pass
+        await seen(lambda: bool(told), limit=5)
+    finally:
+        await timer.aclose()
+    assert 0.1 < told[0] < 5
+    assert min(told) >= 0

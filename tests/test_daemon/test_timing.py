@@ -384,3 +384,16 @@ async def test_what_comes_just_when_the_others_were_recorded_is_recorded_too() -
             for _ in range(n % 5):
                 await asyncio.sleep(0)
         await seen(lambda: {row.agent for row in calls.settled} == {f"a{n}" for n in range(30)})
+
+
+async def test_it_counts_how_often_the_clock_was_set_or_the_machine_slept() -> None:
+    calls, clocks = Calls(), Clocks()
+    async with going(calls, clocks) as (timing, timer):
+        timer.wake_up()
+        assert timing.clock_changes == 0
+        clocks.slept = HOUR
+        timer.wake_up()
+        clocks.step = -2 * HOUR
+        timer.wake_up()
+        timer.wake_up()
+        assert timing.clock_changes == 2
