@@ -46,7 +46,7 @@ fmt: .venv/ready-dev ## put the code into its usual form
 	$(BIN)/ruff check --fix .
 
 dashboards: .venv/bin/python ## write the Grafana dashboards of config/grafana anew
-	@$(BIN)/python -m dashboards
+	@$(BIN)/python -m daemon.install.dashboards
 
 docs-check: .venv/ready-dev ## run every example of the documentation and check its links
 	$(BIN)/pytest tests/test_docs

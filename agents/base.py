@@ -244,10 +244,16 @@ class _Recorded:
             response = await self._llm.chat(turns, **options)
         except (LLMError, asyncio.CancelledError) as error:
             code = error.code if isinstance(error, LLMError) else CallCancelled.code
-            self._keep(replace(call, error=code, seconds=time.perf_counter() - started))
+            failed = replace(call, id=self._id_of(call, error), error=code)
+            self._keep(replace(failed, seconds=time.perf_counter() - started))
             raise
         self._keep(_answered(call, response, time.perf_counter() - started))
         return response
+
+    def _id_of(self, call: ModelCall, error: BaseException) -> str:
+        """What a failed call is called in the log too; its own name if nothing reached a backend."""
+        given = str(getattr(error, "call_id", ""))
+        return call.id if not given or any(kept.id == given for kept in self._context.calls) else given
 
     def _keep(self, call: ModelCall) -> None:
         self._last = len(self._context.calls)

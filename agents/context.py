@@ -113,7 +113,7 @@ class AgentContext:
     base_dir: Path = field(default_factory=Path.cwd)
     data_dir: Path | None = None
     now: Callable[[], datetime] = utc_now
-    log: Log = field(default_factory=lambda: PlainLog("askfirst.agent"))
+    log: Log = field(default_factory=lambda: PlainLog("agents"))
     open_proposals: tuple[Proposal, ...] = ()
     turned_down: Mapping[str, str] = field(default_factory=dict)
     run_id: str = ""

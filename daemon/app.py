@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from functools import partial
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from daemon.control.lock import Holder, daemon_lock
@@ -18,13 +17,15 @@ from daemon.control.server import ControlServer
 from daemon.crew import CANCEL_LIMIT_S
 from daemon.deadman import DeadMan
 from daemon.errors import DaemonError, ExitCode, SettingsError, StoreFull
-from daemon.events import AgentState, EventBus
+from daemon.events import EventBus
 from daemon.lifecycle import Lifecycle, StatusLine, Watchdog
+from daemon.observability.calls import CallLog
 from daemon.observability.health import Health, Ping
 from daemon.observability.logging import EventLog, adjust_logging, configure_logging, dropped_lines
 from daemon.observability.metrics import Metrics
 from daemon.observability.stalls import StallWatch
 from daemon.scheduler import AgentScheduler
+from daemon.serving import Serving
 from daemon.standing import DaemonControls
 from daemon.store.space import LOW_LOOK_EVERY_S, SpaceGuard
 from daemon.timer import LOOK_EVERY_S
@@ -35,19 +36,15 @@ if TYPE_CHECKING:
     from daemon.housekeeping import Housekeeping
     from daemon.runtime import Runtime
     from daemon.settings import Settings
-    from daemon.web.ops import Operations
-    from daemon.web.server import WebServer
     from llm import LLMConfig
 
 _log = logging.getLogger(__name__)
 
 CLOSE_LIMIT_S = 5.0
-"""How long the database and the model may take to close, and the web endpoints."""
+"""How long the database and the model may take to close."""
 
 TICK_LIMIT_S = 3 * LOOK_EVERY_S
 """A scheduler that has not looked for what is due for longer than this is stuck."""
-
-_WILDCARDS = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - these are recognised here, not bound
 
 
 class Daemon:
@@ -58,11 +55,11 @@ class Daemon:
         llm_config: how to reach the model; None lets the settings choose.
         agents: names or classes of the agents; None means those that the settings enable.
         log_level: instead of `settings.daemon.log_level`.
+        log_format: instead of `settings.daemon.log_format`.
 
     Attributes:
         lifecycle: how to ask it to stop, as a signal does.
         ready: set when everything is open and agents are scheduled.
-        url: where the web endpoints are, None before they are open or without them.
         stalls: says which run keeps the loop, and counts; None before it runs.
     """
 
@@ -73,13 +70,14 @@ class Daemon:
         llm_config: LLMConfig | None = None,
         agents: Sequence[str | type[BaseAgent]] | None = None,
         log_level: str | None = None,
+        log_format: str | None = None,
     ) -> None:
         self.settings = settings
         self.lifecycle = Lifecycle()
         self.ready = asyncio.Event()
-        self.url: str | None = None
         self.stalls: StallWatch | None = None
-        self._fixed_level = log_level
+        self._fixed_level, self._fixed_format = log_level, log_format
+        calls = CallLog()
         self._metrics = Metrics(dropped_lines=dropped_lines, max_series=settings.metrics.max_series)
         self._watching = Watching(self._metrics)
         self._scheduler = AgentScheduler(
@@ -87,10 +85,10 @@ class Daemon:
             agents,
             settings,
             events=EventBus(),
-            llm_observers=[self._watching.note_call],
+            llm_observers=[self._watching.note_call, calls.observe],
         )
         self._watching.watch(self._scheduler)
-        self._scheduler.events.subscribe(EventLog().note)
+        self._scheduler.events.subscribe(EventLog(calls).note)
         self._space = SpaceGuard(
             settings.daemon.data_dir,
             settings.daemon.min_free_bytes,
@@ -100,14 +98,18 @@ class Daemon:
         self._waiting_for_room = False
         self._house: Housekeeping | None = None
         self._watching.watch_program(settings.daemon.data_dir, self._space, lambda: self._house)
-        self._web: WebServer | None = None
-        self._operations: Operations | None = None
+        self._serving = Serving(settings, self._scheduler, self._metrics, self.lifecycle)
         self._control: ControlServer | None = None
         self._dead_man: DeadMan | None = None
         self._reloading = asyncio.Lock()
         self._status = StatusLine(self._status_text)
         self._scheduler.events.subscribe(self._status.changed)
         self._watchdog = Watchdog(self._silent_for, TICK_LIMIT_S)
+
+    @property
+    def url(self) -> str | None:
+        """Where the web endpoints are, None before they are open or without them."""
+        return self._serving.url
 
     async def run_until_stopped(self) -> ExitCode:
         """Run until a signal says to stop, then close everything in good order.
@@ -136,7 +138,12 @@ class Daemon:
         from daemon.settings import all_keys  # noqa: PLC0415 - loads pydantic
 
         secrets, daemon = all_keys(self.settings), self.settings.daemon
-        return configure_logging(self._fixed_level or daemon.log_level, daemon.log_format, secrets=secrets)
+        return configure_logging(
+            self._fixed_level or daemon.log_level,
+            self._fixed_format or daemon.log_format,
+            secrets=secrets,
+            levels=daemon.log_levels,
+        )
 
     async def reload(self) -> tuple[str, ...]:
         """Read the configuration again, whole or not at all; returns what changed, one sentence each.
@@ -168,7 +175,8 @@ class Daemon:
                     self._dead_man.set_agents(self._ping_addresses(self._scheduler.runtime))
                 if self._house is not None:
                     self._house.follow(settings)
-                adjust_logging(self._fixed_level or settings.daemon.log_level)
+                levels = settings.daemon.log_levels
+                adjust_logging(self._fixed_level or settings.daemon.log_level, levels=levels)
         for text in (*settings.warnings, *changes):
             _log.info("the configuration was read again: %s", text)
         return changes
@@ -181,7 +189,7 @@ class Daemon:
     async def _open(self, stack: AsyncExitStack) -> None:
         await self._space.look()  # gives up the reserve if need be
         own = await stack.enter_async_context(daemon_lock(self.settings.daemon.data_dir))
-        web = self._bind_web(stack)
+        self._serving.bind(stack)
         self._watch_for_stalls(stack)
         grace = self.settings.daemon.stop_grace.total_seconds()
         limit = grace + CANCEL_LIMIT_S + CLOSE_LIMIT_S
@@ -189,7 +197,7 @@ class Daemon:
         # Closed after the agents, so that who waits for a decision or a run still gets the answer.
         self.lifecycle.add_stage(stack, "commands", CLOSE_LIMIT_S, self._close_control)
         self.lifecycle.add_stage(stack, "agents", limit, self._scheduler.stop)
-        await self._start_agents(web, stack)
+        await self._start_agents(stack)
         runtime = self._scheduler.runtime
         if runtime is None:  # stopped while it was starting
             return
@@ -197,25 +205,23 @@ class Daemon:
         health = Health(self._pings(runtime))
         stack.push_async_callback(health.aclose)
         self._start_dead_man(runtime, health, stack)
-        if web is not None:
-            await self._show_health(web, health, stack)
+        await self._serving.show(health, stack)
         await self._take_commands(health, own)
         stack.callback(self._say_stopping)
 
-    async def _start_agents(self, web: WebServer | None, stack: AsyncExitStack) -> None:
+    async def _start_agents(self, stack: AsyncExitStack) -> None:
         """Open everything; on a full disk serve the endpoints, say so, and wait for room: no crash loop."""
         try:
             await self._scheduler.start()
         except StoreFull as error:
-            await self._wait_for_room(error, web, stack)
+            await self._wait_for_room(error, stack)
 
-    async def _wait_for_room(self, error: StoreFull, web: WebServer | None, stack: AsyncExitStack) -> None:
+    async def _wait_for_room(self, error: StoreFull, stack: AsyncExitStack) -> None:
         async def storage() -> str:
             raise error
 
         self._waiting_for_room = True
-        if web is not None:
-            await self._show_health(web, Health([Ping("storage", storage)]), stack)
+        await self._serving.show(Health([Ping("storage", storage)]), stack)
         _log.warning("waiting for room on the disk: %s", error)
         self._status.tell("READY=1")  # systemd must not take this for a start that hangs
         self._watchdog.start()
@@ -284,17 +290,6 @@ class Daemon:
         await task  # raises what went wrong
         return True
 
-    def _bind_web(self, stack: AsyncExitStack) -> WebServer | None:
-        """Take the address first: that it is taken by another program must be known before agents run."""
-        if not self.settings.web.enabled:
-            return None
-        from daemon.web.server import WebServer  # noqa: PLC0415 - loads uvicorn, which not everybody wants
-
-        self._web = web = WebServer(self.settings.web.host, self.settings.web.port)
-        web.bind()
-        stack.callback(web.release)
-        return web
-
     def _start_dead_man(self, runtime: Runtime, health: Health, stack: AsyncExitStack) -> None:
         """Tell whoever shall be told that all is well, if there is anybody."""
         daemon = self.settings.daemon
@@ -314,50 +309,6 @@ class Daemon:
     def _ping_addresses(runtime: Runtime) -> dict[str, str]:
         tables = {name: runtime.settings.agents.get(name, {}) for name in runtime.agent_names}
         return {name: str(table["ping_url"]) for name, table in tables.items() if table.get("ping_url")}
-
-    async def _show_health(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
-        if self._operations is None:
-            await self._serve(web, health, stack)
-        else:  # it was served while the start waited for room
-            self._operations.health = health
-
-    async def _serve(self, web: WebServer, health: Health, stack: AsyncExitStack) -> None:
-        from daemon.triggers.tokens import HookTokens  # noqa: PLC0415 - as above
-        from daemon.web.app import build_app  # noqa: PLC0415 - as above
-        from daemon.web.hooks import Hooks  # noqa: PLC0415 - as above
-        from daemon.web.ops import Operations  # noqa: PLC0415 - as above
-
-        version = await asyncio.to_thread(program_version)
-        self._metrics.set_version(version)
-        operations = Operations(metrics=self._metrics, health=health, version=version)
-        self._operations = operations
-        own = () if web.address[0] in _WILDCARDS else (self.settings.web.host,)
-        tokens = HookTokens(self.settings.daemon.data_dir)
-        hooks = Hooks(tokens=tokens, hooked=self._hooked, take=self._take_hook)
-        allowed = (*own, *self.settings.web.allowed_hosts)
-        await web.start(build_app(operations, hooks=hooks, allowed_hosts=allowed))
-        self.lifecycle.add_stage(stack, "web", CLOSE_LIMIT_S, web.aclose)
-        self.url = web.url
-
-    def _hooked(self) -> frozenset[str]:
-        """The agents that take webhooks."""
-        runtime = self._scheduler.runtime
-        names = () if runtime is None else runtime.agent_names
-        tables = {} if runtime is None else runtime.settings.agents
-        return frozenset(name for name in names if tables.get(name, {}).get("webhook") is True)
-
-    async def _take_hook(self, agent: str) -> str:
-        """An authorised request asks for an agent; returns why it is not run, empty if it is."""
-        runtime = self._scheduler.runtime
-        if runtime is None or not self._scheduler.running or self.lifecycle.stopping.is_set():
-            return "the program is stopping"
-        status = await runtime.states.get(agent)
-        if status.state is not AgentState.ACTIVE:
-            way_out = f"askfirst agents resume {agent}"
-            return f"it is {status.state}{status.reason and f': {status.reason}'}; resume it with: {way_out}"
-        if self._scheduler.trigger(agent, "webhook"):
-            return ""
-        return f"it is not scheduled; see: askfirst agents why {agent}"
 
     def _pings(self, runtime: Runtime) -> list[Ping]:
         async def database() -> str:
@@ -427,17 +378,14 @@ class Daemon:
         self._status.close()
         self._watchdog.stopping()
         self.lifecycle.say_stopping()
-        if self._operations is not None:
-            self._operations.stopping = True
+        self._serving.say_stopping()
         self._scheduler.hold()
         if self._control is not None:
             self._control.hold()
 
     async def _wait(self) -> ExitCode:
         stop = asyncio.create_task(self.lifecycle.stopping.wait())
-        waiting: set[asyncio.Task[Any]] = {stop}
-        if self._web is not None:
-            waiting.add(asyncio.create_task(self._web.ended()))
+        waiting: set[asyncio.Task[Any]] = {stop, asyncio.create_task(self._serving.ended())}
         disk = None
         if self._scheduler.runtime is not None:
             disk = asyncio.create_task(self._scheduler.runtime.db.given_up.wait())
@@ -464,11 +412,3 @@ async def _ended(task: asyncio.Task[Any]) -> None:
 
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def program_version() -> str:
-    """The version of the installed distribution."""
-    try:
-        return metadata.version("askfirst")
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -32,6 +32,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "runs": ("daemon.commands.runs", "See what the agents did."),
     "status": ("daemon.commands.status", "See how the running daemon is."),
     "reload": ("daemon.commands.reload", "Have the running daemon read its configuration again."),
+    "log": ("daemon.commands.log", "See and change what the running daemon logs."),
     "llm": ("daemon.commands.llm", "Ask models, measure them, see what they cost."),
     "prompts": ("daemon.commands.prompts", "See and change what the agents' models are asked."),
     "metrics": ("daemon.commands.metrics", "See what is measured."),

@@ -10,6 +10,18 @@ from enum import StrEnum
 
 from agents.proposal import Proposal, ProposalStatus
 
+ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+"""What names of runs are made of, in the order in which they sort."""
+
+
+def first_run_id(moment: datetime) -> str:
+    """The 9 characters with which the names of runs of that moment begin: milliseconds since 1970 in base 32.
+
+    Names of runs sort by time, so the runs since a moment are those whose names are not below this.
+    """
+    number = max(0, int(moment.timestamp() * 1000))
+    return "".join(ID_LETTERS[(number >> shift) & 31] for shift in range(40, -1, -5))
+
 
 class RunOutcome(StrEnum):
     """How a run ended."""
@@ -231,6 +243,10 @@ class EventBus:
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call `subscriber` with every event from now on. It must be quick: it runs on the event loop."""
         self._subscribers.append(subscriber)
+
+    def unsubscribe(self, subscriber: Subscriber) -> None:
+        """Call `subscriber` no more."""
+        self._subscribers = [each for each in self._subscribers if each != subscriber]
 
     def publish(self, event: Event) -> None:
         """Tell everybody."""

@@ -18,7 +18,7 @@ from daemon.intake import MAX_ERROR, MAX_UNDO_BYTES, json_bytes, storable
 from daemon.ledger import Ledger, Page
 from daemon.store.locks import FileLock
 from daemon.worker.agent import ended
-from llm import LLMError
+from llm import LLMError, calling
 
 T = TypeVar("T")
 MakeAgent = Callable[[str], Awaitable[BaseAgent]]
@@ -88,7 +88,8 @@ class Executor:
         Raises:
             StoreError: the outcome could not be recorded; `ProposalDesk.recover` will find out.
         """
-        undo_data, failure = await self._tried(agent.apply(proposal), f"apply of proposal {proposal.id}")
+        with calling(agent=proposal.agent):
+            undo_data, failure = await self._tried(agent.apply(proposal), f"apply of proposal {proposal.id}")
         if failure is not None:
             return await self.failed(proposal, failure, last_try=last_try)
         undo_data, note = _fit_undo_data(undo_data)
@@ -101,7 +102,8 @@ class Executor:
         Raises:
             StoreError: the outcome could not be recorded; `ProposalDesk.recover` will find out.
         """
-        _, failure = await self._tried(agent.undo(proposal), f"undo of proposal {proposal.id}")
+        with calling(agent=proposal.agent):
+            _, failure = await self._tried(agent.undo(proposal), f"undo of proposal {proposal.id}")
         if failure is not None:
             return await self.undo_failed(proposal, failure)
         return await self._ledger.write(lambda page: page.move(proposal, _S.UNDONE, "undone", error=None))

@@ -141,5 +141,5 @@ def _to_make(
 def _log_of(agent: str, run_id: str) -> Any:
     import structlog  # noqa: PLC0415 - 40 ms that commands without agents do not need
 
-    log = structlog.get_logger("askfirst.agent").bind(agent=agent)
+    log = structlog.stdlib.get_logger(f"agents.{agent}").bind(agent=agent)
     return log.bind(run_id=run_id) if run_id else log

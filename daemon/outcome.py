@@ -11,7 +11,7 @@ from typing import Any, Self
 from agents.config import AgentConfig
 from agents.context import ModelCall
 from agents.proposal import Proposal
-from daemon.events import DueTime, Fate, RunOutcome, RunResult
+from daemon.events import ID_LETTERS, DueTime, Fate, RunOutcome, RunResult, first_run_id
 from daemon.intake import MAX_KEY, fit_notes, one_line
 from llm import CallCancelled, ConnectionFailed, DeadlineExceeded, LLMError, TemplateError
 
@@ -26,14 +26,10 @@ BY_HAND = frozenset({"once", "manual"})
 
 _MODEL_STUCK = frozenset({CallCancelled.code, DeadlineExceeded.code, ConnectionFailed.code})
 
-_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
-
 
 def new_run_id(now: datetime) -> str:
     """A name of 13 characters that sorts by time: 9 of milliseconds since 1970 in base 32, 4 by chance."""
-    number = int(now.timestamp() * 1000)
-    digits = (_LETTERS[(number >> shift) & 31] for shift in range(40, -1, -5))
-    return "".join(digits) + "".join(secrets.choice(_LETTERS) for _ in range(4))
+    return first_run_id(now) + "".join(secrets.choice(ID_LETTERS) for _ in range(4))
 
 
 @dataclass(slots=True, kw_only=True)

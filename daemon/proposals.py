@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,6 +29,7 @@ from daemon.errors import DecisionRefused
 from daemon.events import EventBus, ProposalChanged
 from daemon.execution import APPLY_LIMIT, Executor, MakeAgent
 from daemon.ledger import Ledger, Page
+from daemon.observability.context import about
 from daemon.store.locks import LockBusy
 from daemon.worker.agent import ready
 
@@ -341,21 +342,29 @@ class ProposalDesk:
                 proposal = await self._store.get(int(stuck.id or 0))
                 if proposal.status not in {_S.APPLYING, _S.UNDOING}:
                     return None
-                return await self._executor.finish(proposal)
+                with _about(proposal):
+                    return await self._executor.finish(proposal)
         except LockBusy:
             return None
 
     @asynccontextmanager
     async def _with_agent(self, proposal_id: int) -> AsyncIterator[BaseAgent]:
         """The proposal's agent, while nobody else carries out anything for it."""
-        name = (await self._store.get(proposal_id)).agent
-        agent = await self._executor.make_agent(name)
-        try:
-            async with self._executor.exclusively(name, _BUSY_WAIT), ready(agent):
-                yield agent
-        except LockBusy as error:
-            msg = f"another decision about {name} is being carried out; try again in a moment"
-            raise DecisionRefused(msg) from error
+        proposal = await self._store.get(proposal_id)
+        name = proposal.agent
+        with _about(proposal):
+            agent = await self._executor.make_agent(name)
+            try:
+                async with self._executor.exclusively(name, _BUSY_WAIT), ready(agent):
+                    yield agent
+            except LockBusy as error:
+                msg = f"another decision about {name} is being carried out; try again in a moment"
+                raise DecisionRefused(msg) from error
+
+
+def _about(proposal: Proposal) -> AbstractContextManager[None]:
+    """Lines that are logged meanwhile say which proposal it is, whose, and of which run."""
+    return about(proposal=proposal.id, agent=proposal.agent, run_id=proposal.run_id)
 
 
 def _edited(

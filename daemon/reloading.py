@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, SecretStr
 
@@ -20,10 +20,14 @@ from daemon.settings import Settings
 from daemon.settings.explain import HIDDEN, NOT_SET, explain
 from llm import LLMConfig, LLMError, Routes
 
-if TYPE_CHECKING:
-    from llm.events import Observer
-
-_RESTART = ("daemon.control_group", "daemon.data_dir", "daemon.log_format", "metrics.max_series", "web.")
+_RESTART = (
+    "daemon.control_group",
+    "daemon.data_dir",
+    "daemon.log_format",
+    "metrics.max_series",
+    "traces.",
+    "web.",
+)
 """Settings that are read once, at the start."""
 
 _TABLES = ("agents", "llm.backends")
@@ -51,7 +55,6 @@ async def prepare(
     *,
     llm_config: LLMConfig | Routes | None,
     agents: Sequence[str | type[BaseAgent]] | None,
-    llm_observers: Sequence[Observer],
 ) -> Prepared:
     """Check a new configuration and build everything above the database of the old one.
 
@@ -68,14 +71,21 @@ async def prepare(
     try:
         selection = await select(settings, llm_config)
         same = (selection.config, selection.routes) == (old.selection.config, old.selection.routes)
-        llm = old.llm if same else open_client(selection, observers=llm_observers)
+        llm = old.llm if same else open_client(selection, observers=old.llm_observers)
     except LLMError as error:
         problem = SettingsProblem(
             key="llm", message=str(error), source=str(settings.config_file or "default")
         )
         raise SettingsError([problem]) from error
     runtime = assemble(
-        settings, old.db, registry=registry, names=names, selection=selection, llm=llm, events=old.events
+        settings,
+        old.db,
+        registry=registry,
+        names=names,
+        selection=selection,
+        llm=llm,
+        events=old.events,
+        llm_observers=old.llm_observers,
     )
     return Prepared(runtime=runtime, entries=entries, differences=tuple(text for _, text in told))
 

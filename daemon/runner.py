@@ -40,6 +40,7 @@ from daemon.execution import explain
 from daemon.intake import fit_call, fit_proposal, fit_returned
 from daemon.interruptions import Interruptions, announce
 from daemon.maker import AgentMaker
+from daemon.observability.context import about
 from daemon.outcome import RunUnderWay
 from daemon.proposals import ProposalDesk
 from daemon.store.locks import LockBusy
@@ -131,7 +132,8 @@ class Runner:
                 config = await self._maker.config(agent_name)
                 async with self._interruptions.alone(run, config):
                     self._events.publish(RunBegun(agent=run.agent, run_id=run.run_id, trigger=run.trigger))
-                    await self._work(run, config)
+                    with about(agent=run.agent, run_id=run.run_id):
+                        await self._work(run, config)
                     return await finished(self._record(run, config))
             except (AgentError, LockBusy) as error:
                 run.end(RunOutcome.FAILED, explain(error))

@@ -22,6 +22,7 @@ from daemon.runner import Runner
 from daemon.selection import as_asked, choose_model, open_client
 from daemon.settings import Settings
 from daemon.standing import LocalControls
+from daemon.traces import open_traces
 from llm import LLMClient, LLMConfig, Routes, Selection
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Runtime:
         llm: the model, None for rules only.
         selection: which model was chosen and why.
         agent_names: the agents to run, in order.
+        llm_observers: told of every model call.
     """
 
     settings: Settings
@@ -74,6 +76,7 @@ class Runtime:
     llm: LLMClient | None
     selection: Selection
     agent_names: tuple[str, ...]
+    llm_observers: tuple[Observer, ...] = ()
 
 
 @asynccontextmanager
@@ -112,11 +115,16 @@ async def open_runtime(
     bus = EventBus() if events is None else events
     registry = AgentRegistry(settings.daemon.plugin_dir, apart=True)
     names = agents_of(settings, registry, agents)
+    observers = tuple(llm_observers)
     async with AsyncExitStack() as stack:
+        traces = await open_traces(settings, bus)
+        if traces is not None:  # closed last: what ends at the end is sent too
+            stack.push_async_callback(traces.aclose)
+            observers = (*observers, traces.spans.observe_call)
         database = await Database.open(settings.daemon.data_dir / DATABASE, check=with_llm)
         stack.push_async_callback(database.aclose)
         selection = await select(settings, llm_config, with_llm=with_llm)
-        llm = open_client(selection, observers=llm_observers)
+        llm = open_client(selection, observers=observers)
         if llm is not None:
             stack.push_async_callback(llm.aclose)
         runtime = assemble(
@@ -128,6 +136,7 @@ async def open_runtime(
             llm=llm,
             events=bus,
             now=now,
+            llm_observers=observers,
         )
         stack.push_async_callback(partial(runtime.desk.aclose, settings.daemon.stop_grace.total_seconds()))
         yield runtime
@@ -143,6 +152,7 @@ def assemble(
     llm: LLMClient | None,
     events: EventBus,
     now: Callable[[], datetime] = utc_now,
+    llm_observers: Sequence[Observer] = (),
 ) -> Runtime:
     """Put together what stands above the database; nothing of it has to be awaited or can fail."""
     from daemon.housekeeping import Housekeeping  # noqa: PLC0415 - loads SQLAlchemy
@@ -187,6 +197,7 @@ def assemble(
         llm=llm,
         selection=selection,
         agent_names=names,
+        llm_observers=tuple(llm_observers),
     )
 
 

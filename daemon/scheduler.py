@@ -229,7 +229,6 @@ class AgentScheduler:
                 settings,
                 llm_config=self._llm_config,
                 agents=self._agents,
-                llm_observers=self._observers,
             )
             await self._switch(new)
             return new.differences
@@ -258,6 +257,11 @@ class AgentScheduler:
     def next_run(self, agent: str) -> datetime | None:
         """When it is run at the earliest, what holds it counted in; None when only a person can say."""
         return None if self._timing is None else self._timing.next_run(agent)
+
+    def schedule_of(self, agent: str) -> str:
+        """When the agent is due, in words; empty when it is not scheduled."""
+        entry = None if self._roster is None else self._roster.entries.get(agent)
+        return "" if entry is None else str(entry.schedule)
 
     def running_since(self, agent: str) -> datetime | None:
         """When the agent's run that is under way began, UTC; None when none is."""

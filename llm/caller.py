@@ -11,6 +11,7 @@ from dataclasses import replace
 from llm.types import NOBODY, Caller
 
 _current: ContextVar[Caller] = ContextVar("llm_caller", default=NOBODY)
+_call_id: ContextVar[str] = ContextVar("llm_call_id", default="")
 
 
 def current_caller(task: str = "") -> Caller:
@@ -27,6 +28,24 @@ def calling(agent: str = "", run_id: str = "", task: str = "") -> Iterator[None]
         yield
     finally:
         _current.reset(token)
+
+
+def current_call_id() -> str:
+    """The id of the call that is being sent to a backend, for the log lines that are written meanwhile.
+
+    Empty outside of one, and while a stream is read, since its reader's lines are not the call's.
+    """
+    return _call_id.get()
+
+
+@contextmanager
+def under_call(call_id: str) -> Iterator[None]:
+    """What is done inside belongs to the call of that id."""
+    token = _call_id.set(call_id)
+    try:
+        yield
+    finally:
+        _call_id.reset(token)
 
 
 def new_call_id() -> str:

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack, overload
 from weakref import WeakSet
 
-from llm.caller import current_caller, new_call_id
+from llm.caller import current_caller, new_call_id, under_call
 from llm.config import LLMConfig
 from llm.deadline import deadline
 from llm.errors import (
@@ -72,9 +72,15 @@ class LLMClient(ABC):
         middleware: wrappers round `send`, the first one outermost.
         observers: called with every event of `llm.events`.
         name: what events and messages call it, where one program has several; the backend's name if empty.
+
+    Attributes:
+        provider_name: whose model it is, in the words of OpenTelemetry's conventions; empty: as the backend.
+        server_address: host and port of its server; empty for an engine of our own.
     """
 
     backend: ClassVar[str]
+    provider_name: str = ""
+    server_address: str = ""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -389,7 +395,9 @@ class LLMClient(ABC):
             if self._closed:
                 msg = f"the {self.name} client was closed during the call"
                 raise CallCancelled(msg) from None
-            raise self._too_late(request.model, seconds) from error
+            late = self._too_late(request.model, seconds)
+            late.call_id = getattr(error.__cause__, "call_id", "")  # the timer's cancellation has been there
+            raise late from error
         # The watch has named what came from a backend; a middleware may have answered without one.
         return response if response.call_id else replace(response, call_id=new_call_id())
 
@@ -412,7 +420,8 @@ class LLMClient(ABC):
     async def _observed_send(self, request: LLMRequest) -> LLMResponse:
         watch = Watch(self, request, "chat")
         try:
-            response = await self.send(request)
+            with under_call(watch.call_id):
+                response = await self.send(request)
         except BaseException as error:  # noqa: BLE001 - told to the observers, and raised again
             raise watch.failed(error) from watch.cause(error)
         return watch.finished(response)
@@ -420,7 +429,8 @@ class LLMClient(ABC):
     async def _observed_embed(self, request: EmbedRequest) -> Embeddings:
         watch = Watch(self, request, "embed")
         try:
-            found = await self.send_embed(request)
+            with under_call(watch.call_id):
+                found = await self.send_embed(request)
         except BaseException as error:  # noqa: BLE001 - told to the observers, and raised again
             raise watch.failed(error) from watch.cause(error)
         return watch.embedded(found)

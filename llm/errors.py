@@ -34,11 +34,13 @@ class LLMError(Exception):
         code: a short stable word, safe as a metric label.
         retryable: whether the same call may succeed later without a change by a person.
         retry_after: seconds before which asking again is of no use, None when nobody said.
+        call_id: names the call to a backend that failed, in logs and stores; empty if none was made.
     """
 
     code: ClassVar[str] = "error"
     retryable: bool = False
     retry_after: float | None = None
+    call_id: str = ""
 
 
 class ConfigurationError(LLMError):

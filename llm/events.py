@@ -1,15 +1,16 @@
 """What happened during a call, as frozen events.
 
-Adapters turn them into logs and metrics; this package knows neither.
+Adapters turn them into logs, metrics and traces; this package knows none of them. What was asked and answered
+is in an event by reference alone: it is not copied, not shown and not compared.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from llm.frozen import quickly_made
-from llm.types import NOBODY, Caller
+from llm.types import NOBODY, Caller, EmbedRequest, LLMRequest, LLMResponse, ToolCall
 
 Operation = Literal["chat", "embed"]
 
@@ -31,10 +32,21 @@ class CallEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallStarted(CallEvent):
-    """A request goes to a backend; `call_id` names the call until its end."""
+    """A request goes to a backend.
+
+    Attributes:
+        operation: what it is asked to do.
+        call_id: names the call until its end.
+        provider: whose model it is: "ollama", "openai", "anthropic", ... (`LLMClient.provider_name`).
+        server: host and port of the backend's server, empty for an engine of our own.
+        request: what is asked.
+    """
 
     operation: Operation = "chat"
     call_id: str = ""
+    provider: str = ""
+    server: str = ""
+    request: LLMRequest | EmbedRequest | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +70,7 @@ class CallFinished(CallEvent):
         call_id: names the call in logs and stores.
         template: name and version of the prompt template, empty without one.
         first_token: seconds to the first chunk of a stream, None without a stream.
+        response: the answer, None for vectors.
     """
 
     operation: Operation = "chat"
@@ -69,6 +82,7 @@ class CallFinished(CallEvent):
     call_id: str = ""
     template: str = ""
     first_token: float | None = None
+    response: LLMResponse | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +113,17 @@ class CallFailed(CallEvent):
 @quickly_made
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheHit(CallEvent):
-    """The response cache answered; no backend was called."""
+    """The response cache answered; no backend was called.
+
+    Attributes:
+        call_id: names the call in logs and stores.
+        request: what was asked.
+        response: the kept answer.
+    """
+
+    call_id: str = ""
+    request: LLMRequest | None = field(default=None, repr=False, compare=False)
+    response: LLMResponse | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,19 +138,24 @@ class Coalesced(CallEvent):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retried(CallEvent):
-    """A call failed with `code` and is made again after `delay` seconds; `attempt` counts from 2."""
+    """A call failed with `code` and is made again after `delay` seconds; `attempt` counts from 2.
+
+    `call_id` names the attempt that failed; empty if nothing had reached the backend.
+    """
 
     attempt: int
     delay: float
     code: str
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FellBack(CallEvent):
-    """`backend` failed with `code`, and `to` is asked instead."""
+    """`backend` failed with `code`, and `to` is asked instead; `call_id` as in `Retried`."""
 
     to: str
     code: str
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +205,40 @@ class ParameterDropped(CallEvent):
     """The model does not take `parameter`, which is left out from now on."""
 
     parameter: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolStarted(CallEvent):
+    """A tool that the model asked for is about to run.
+
+    Attributes:
+        tool: its name, as the model wrote it, 64 characters at most.
+        execution_id: names this execution until its end.
+        call: what the model asked for; None when that stayed in an agent's own process.
+    """
+
+    tool: str
+    execution_id: str
+    call: ToolCall | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFinished(CallEvent):
+    """A tool has run, or was refused.
+
+    Attributes:
+        tool: its name, as in `ToolStarted`.
+        execution_id: which execution ended.
+        latency: seconds that it took.
+        error: "unknown_tool", "bad_arguments", "cancelled" or the name of the exception; empty for none.
+        result: what the model is told; None when that stayed in an agent's own process.
+    """
+
+    tool: str
+    execution_id: str
+    latency: float
+    error: str = ""
+    result: str | None = field(default=None, repr=False, compare=False)
 
 
 class Observer(Protocol):

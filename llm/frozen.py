@@ -19,9 +19,11 @@ def quickly_made(cls: type[T]) -> type[T]:
     Its signature, its defaults and what `__post_init__` does stay as they are.
     """
     parts: tuple[Field[Any], ...] = fields(cls)  # type: ignore[arg-type]  # it stands above @dataclass
+    # Of the same bases, whose slots it must have in the same order, but free to be changed.
+    free = {"__slots__": vars(cls).get("__slots__", ()), "__setattr__": object.__setattr__}
     names: dict[str, Any] = {
         "_own": cls,
-        "_open": type(f"_Open{cls.__name__}", (), {"__slots__": tuple(part.name for part in parts)}),
+        "_open": type(f"_Open{cls.__name__}", cls.__bases__, free),
         "_become": object.__setattr__,
     }
     signature = ["self"]

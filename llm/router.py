@@ -137,7 +137,7 @@ class RoutedClient(LLMClient):
                 failures.add(target, error)
                 if after is None or not _another_may_help(error):
                     raise failures.as_one() from error
-            self._fall_back(target, request, after, error_code=failures.last.code)
+            self._fall_back(target, request, after, error=failures.last)
         raise failures.as_one()
 
     async def send_stream(self, request: LLMRequest) -> AsyncGenerator[Chunk, None]:
@@ -162,7 +162,7 @@ class RoutedClient(LLMClient):
                     raise failures.as_one() from error
             else:
                 return
-            self._fall_back(target, request, after, error_code=failures.last.code)
+            self._fall_back(target, request, after, error=failures.last)
 
     async def _pieces(
         self, target: LLMClient, request: LLMRequest, *, last: bool
@@ -208,7 +208,7 @@ class RoutedClient(LLMClient):
         return min(own, left * (LARGEST_SHARE if shorter else USUAL_SHARE))
 
     def _fall_back(
-        self, target: LLMClient, request: LLMRequest | EmbedRequest, after: LLMClient, *, error_code: str
+        self, target: LLMClient, request: LLMRequest | EmbedRequest, after: LLMClient, *, error: LLMError
     ) -> None:
         self._fallbacks += 1
         self.emit(
@@ -217,7 +217,8 @@ class RoutedClient(LLMClient):
                 model=target.config.model,
                 caller=request.caller,
                 to=after.name,
-                code=error_code,
+                code=error.code,
+                call_id=error.call_id,
             )
         )
 
@@ -306,7 +307,7 @@ class RoutedClient(LLMClient):
             if failed is not None:
                 if _embed_model(target) != _embed_model(failed):
                     continue
-                self._fall_back(failed, request, target, error_code=failures.last.code)
+                self._fall_back(failed, request, target, error=failures.last)
             try:
                 seconds = self._seconds(target, request, last=after is None)
                 found = await target.embed(request.texts, timeout=seconds, task=request.caller.task)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from llm.budgets import Budget, parse_budgets
 from llm.middleware.accountant import Account, BudgetStatus
-from llm.stores.ledger import read_spent, read_usage
-from llm.stores.usage_tables import CALL_DAYS, GROUPINGS, SUM_DAYS, Grouping, Usage
+from llm.stores.ledger import read_series, read_spent, read_usage
+from llm.stores.usage_tables import CALL_DAYS, GROUPINGS, SUM_DAYS, Grouping, Series, Slice, Usage
 
 __all__ = [
     "CALL_DAYS",
@@ -24,9 +24,12 @@ __all__ = [
     "Budget",
     "BudgetStatus",
     "Grouping",
+    "Series",
+    "Slice",
     "Usage",
     "budget_status",
     "parse_budgets",
+    "read_series",
     "read_usage",
 ]
 

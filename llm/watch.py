@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,9 @@ class Watch:
                 caller=request.caller,
                 operation=operation,
                 call_id=self.call_id,
+                provider=client.provider_name or client.backend,
+                server=client.server_address,
+                request=request,
             )
         )
 
@@ -63,6 +67,7 @@ class Watch:
                 call_id=self.call_id,
                 template=request.template if isinstance(request, LLMRequest) else "",
                 first_token=self.first,
+                response=response,
             )
         )
         return response.stamped(
@@ -91,6 +96,8 @@ class Watch:
         raised = (
             error if isinstance(error, LLMError) or not isinstance(error, Exception) else self._foreign(error)
         )
+        if isinstance(raised, LLMError | asyncio.CancelledError):
+            vars(raised)["call_id"] = self.call_id  # so that whoever made the call can say which one it was
         code = raised.code if isinstance(raised, LLMError) else self._cut_code()
         latency = time.perf_counter() - self._started
         self._client.emit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -40,7 +41,7 @@ ALLOWED = {
     "llm/backends/models.py": ("model_file",),
     "llm/backends/mlx_files.py": ("source",),
     "llm/stores/sqlite.py": ("_select",),
-    "daemon/app.py": ("program_version",),
+    "daemon/serving.py": ("program_version",),
     "docs/write-a-backend.md": ("health_check",),  # looks for a program, as short as an example may be
 }
 
@@ -49,7 +50,7 @@ ALLOWED = {
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No setting of the developer's own reaches a test, and no test writes into the developer's home."""
     for name in list(os.environ):
-        if name.startswith(("LLM_", "ASKFIRST_", "OLLAMA_")):
+        if name.startswith(("LLM_", "ASKFIRST_", "OLLAMA_", "OTEL_")):
             monkeypatch.delenv(name)
     home: Path = tmp_path_factory.mktemp("home")
     monkeypatch.setenv("HOME", str(home))
@@ -71,6 +72,17 @@ def nothing_blocks_the_loop(request: pytest.FixtureRequest) -> Iterator[None]:
             for file, names in ALLOWED.items():
                 function.can_block_in(file, names)
         yield
+
+
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Coverage does not look on, nor in the processes that the test starts: for what runs the same lines ten
+    thousand times, or starts the program hundreds of times, and would take several times as long."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+    tracer = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(tracer)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -39,12 +39,14 @@ class Invocation:
         config: the configuration file that was named, None to look for one.
         as_json: whether the answer shall be JSON and nothing else.
         debug: whether to log everything and show tracebacks.
+        log_format: how log lines look, None as the configuration says.
     """
 
     def __init__(self) -> None:
         self.config: Path | None = None
         self.as_json = False
         self.debug = False
+        self.log_format: str | None = None
 
     def screen(self) -> Screen:
         """Where the answer goes."""
@@ -75,7 +77,7 @@ class Invocation:
         keys: list[str] = []
         with suppress(SettingsError):  # a key file that is gone matters only to commands that need the key
             keys = all_keys(settings)
-        close = configure_logging(level, settings.daemon.log_format, secrets=keys)
+        close = configure_logging(level, self.log_format or settings.daemon.log_format, secrets=keys)
         try:
             yield
         finally:
@@ -153,7 +155,7 @@ def _remember(name: str) -> Callable[[click.Context, click.Parameter, Any], None
 
 
 def global_options(*, hidden: bool = False) -> Callable[[F], F]:
-    """`--config` and `--debug`, understood by the program and by each of its commands."""
+    """`--config`, `--debug` and `--log-format`, understood by the program and by each of its commands."""
     path = click.Path(path_type=Path)
 
     def decorate(function: F) -> F:
@@ -172,6 +174,14 @@ def global_options(*, hidden: bool = False) -> Callable[[F], F]:
                 is_flag=True,
                 help="Log everything and show tracebacks.",
                 callback=_remember("debug"),
+                expose_value=False,
+                hidden=hidden,
+            ),
+            click.option(
+                "--log-format",
+                type=click.Choice(["auto", "console", "json"]),
+                help="How log lines look: for people, for machines, or as suits where they go.",
+                callback=_remember("log_format"),
                 expose_value=False,
                 hidden=hidden,
             ),

@@ -10,11 +10,12 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 from daemon.guard import foreign_packages, owners_of
 
@@ -168,6 +169,36 @@ def check_port(host: str, port: int, *, enabled: bool) -> Check:
         return Check(name=name, state="fail", message=f"another program has {host}:{port}", way_out=way)
     message = f"{host}:{port} is free" if port else f"any free one of {host}"
     return Check(name=name, state="ok", message=message)
+
+
+def check_traces(endpoint: str, headers: Mapping[str, str]) -> Check:
+    """The collector of traces takes an empty message."""
+    name, host = "traces", urlsplit(endpoint).hostname or "?"
+    way = (
+        "start it, or correct traces.endpoint: it must take OTLP over HTTP; everything else works without it"
+    )
+    try:
+        status = _posted(endpoint, headers)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        message = f"{host} takes none: {type(error).__name__}"
+        return Check(name=name, state="warn", message=message, way_out=way)
+    if not 200 <= status < 300:
+        return Check(name=name, state="warn", message=f"{host} answers {status}", way_out=way)
+    return Check(name=name, state="ok", message=f"{host} takes them")
+
+
+def _posted(endpoint: str, headers: Mapping[str, str]) -> int:
+    """The status of the answer to no spans at all, which is an empty message."""
+    parts = urlsplit(endpoint)
+    path = parts.path.rstrip("/")
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=PORT_SECONDS)
+    try:
+        path = path if path.endswith("/v1/traces") else f"{path}/v1/traces"
+        connection.request("POST", path, b"", {"Content-Type": "application/x-protobuf", **headers})
+        return connection.getresponse().status
+    finally:
+        connection.close()
 
 
 def _bind(host: str, port: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Literal
@@ -17,6 +18,7 @@ from daemon.commands.checks import (
     check_folder,
     check_packages,
     check_port,
+    check_traces,
 )
 from daemon.commands.shapes import plain
 from daemon.errors import DaemonError, ExitCode, SettingsError
@@ -52,8 +54,8 @@ def command(call: Invocation) -> int:
     """Check that everything this program needs works, and say the way out of what does not.
 
     Looks at the packages, the configuration, the agents, their prompts, the data folder, the disk, the
-    database, the clock, the port, the model, which is asked one small question, and the service, if one is
-    installed. Changes nothing. Exits with 1 when something fails.
+    database, the clock, the port, the model, which is asked one small question, and at the service and the
+    collector of traces, where there is one. Changes nothing. Exits with 1 when something fails.
     """
     screen = call.screen()
     checks = list(_shown(_all_checks(call), screen))
@@ -105,6 +107,7 @@ def _all_checks(call: Invocation) -> Iterator[Check]:
         yield database
         yield clock.result(newest)
         yield from _model(settings)
+    yield from _traces(settings)
     yield from _service()
 
 
@@ -114,6 +117,17 @@ def _service() -> Iterator[Check]:
     from daemon.install.machine import Machine  # noqa: PLC0415 - imported only when chosen
 
     yield from service_checks(Machine())
+
+
+def _traces(settings: Settings) -> Iterator[Check]:
+    """The collector, where one is named."""
+    endpoint = settings.traces.endpoint
+    if endpoint is None or not settings.traces.wanted(os.environ):
+        return
+    try:
+        yield check_traces(endpoint, settings.trace_headers())
+    except SettingsError as error:
+        yield from (Check(name="traces", state="fail", message=str(problem)) for problem in error.problems)
 
 
 def _configuration(settings: Settings) -> Check:

@@ -45,7 +45,9 @@ def run_daemon(call: Invocation) -> int:
     with call.logging(settings, service=True):
         for warning in settings.warnings:
             _log.warning("%s", warning)
-    daemon = Daemon(settings, log_level="debug" if call.debug else None)  # it does its own logging
+    daemon = Daemon(  # it does its own logging
+        settings, log_level="debug" if call.debug else None, log_format=call.log_format
+    )
     # Not asyncio.run: an agent that ignores being cancelled must not keep the process alive.
     return run_process(daemon.run_until_stopped())
 

@@ -16,8 +16,6 @@ from daemon.errors import DaemonError
 from daemon.render import Column, Screen, Style, columns, shortened
 
 if TYPE_CHECKING:
-    from daemon.settings import Settings
-    from llm.budgets import Budget
     from llm.usage import BudgetStatus, Usage
 
 GROUPINGS = ("agent", "model", "backend", "day", "task")  # those of llm.usage, which loads sqlite3
@@ -45,13 +43,14 @@ _MICRO = 1_000_000
 @pass_invocation
 def usage(call: Invocation, by: Any, since: str) -> None:
     """Show what model calls used: tokens, seconds, money, and what is left of the budgets."""
+    from daemon.settings import budgets_of  # noqa: PLC0415 - loads pydantic
     from llm.usage import SUM_DAYS, budget_status, read_usage  # noqa: PLC0415 - loads sqlite3
 
     start = datetime.now(UTC) - _span(since, SUM_DAYS)
     settings = call.settings()
     environ = settings.llm_environ()
     file = Path(environ["LLM_USAGE_FILE"]).expanduser()
-    budgets = _budgets(settings, environ.get("LLM_BUDGET"))
+    budgets = budgets_of(settings)
     try:
         rows, states = read_usage(file, by, start), budget_status(budgets, file)
     except OSError as error:
@@ -68,19 +67,6 @@ def usage(call: Invocation, by: Any, since: str) -> None:
         )
     if states:
         _show_budgets(screen, states)
-
-
-def _budgets(settings: Settings, shared: str | None) -> tuple[Budget, ...]:
-    """The budgets that all calls and single agents share, and those of each named backend."""
-    from daemon.settings import routes_of  # noqa: PLC0415 - beside what it is needed for
-    from llm.usage import parse_budgets  # noqa: PLC0415 - loads sqlite3
-
-    routes = routes_of(settings)
-    texts = {"": shared}
-    texts |= {} if routes is None else {name: each.budget for name, each in routes.backends.items()}
-    return tuple(
-        budget for name, text in texts.items() if text for budget in parse_budgets(text, backend=name)
-    )
 
 
 def _span(text: str, most_days: int) -> Any:

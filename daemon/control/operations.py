@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from agents.proposal import ProposalStatus
+from daemon.control.logs import LogControls
 from daemon.control.peers import Peer
 from daemon.control.report import model_of
 from daemon.controls import Controls
@@ -158,6 +159,7 @@ def table_of(
     seen = {**decide, "digest": t.TEXT_OR_NONE}
     by_agent = {"agent": t.NAME_OR_NONE, "limit": t.LIMIT}
     proposals, runs, desk = runtime.proposals, runtime.runs, runtime.desk
+    logs = LogControls(runtime.registry.names)
     return {
         "proposals.get": Operation(call=proposals.get, takes={"proposal_id": t.NUMBER}),
         "proposals.list": Operation(call=proposals.list, takes={"status": t.STATUSES, **by_agent}),
@@ -191,6 +193,12 @@ def table_of(
         # These read and write files of the daemon's user, at places that the asker names.
         "controls.reload": Operation(call=reload, takes={}, trusted_only=True),
         "controls.backup": Operation(call=controls.backup, takes={"to": t.PATH_OR_NONE}, trusted_only=True),
+        # Whoever makes the log talkative sees more of what others decide, and fills the disk.
+        "logs.ask": Operation(
+            call=logs.ask, takes={"levels": t.JSON, "by": t.TEXT, "seconds": t.LIMIT}, trusted_only=True
+        ),
+        "logs.forget": Operation(call=logs.forget, takes={"by": t.TEXT, "parts": t.NAMES}, trusted_only=True),
+        "logs.show": Operation(call=logs.show, takes={}),
         "once": Operation(call=_Once(runtime, scheduler).run, takes={"agents": t.NAMES}, tells=True),
         "status": Operation(call=status, takes={}),
     }

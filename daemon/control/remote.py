@@ -33,6 +33,7 @@ class RemoteRuntime:
         proposals, runs, due_times, states: read what the daemon has.
         desk: has it decide.
         controls: has it change how its agents are run.
+        logs: has it show and change what it logs.
     """
 
     def __init__(self, settings: Settings, connection: Connection) -> None:
@@ -44,6 +45,7 @@ class RemoteRuntime:
         self.states = RemoteStates(connection)
         self.desk = RemoteDesk(connection)
         self.controls = RemoteControls(connection)
+        self.logs = RemoteLogs(connection)
 
     @property
     def agent_names(self) -> tuple[str, ...]:
@@ -246,6 +248,23 @@ class RemoteControls(_Remote):
         # Where a relative path begins is known here, not there.
         place = None if to is None else await asyncio.to_thread(to.absolute)
         return cast("Path", await self._ask("controls.backup", to=place))
+
+
+class RemoteLogs(_Remote):
+    """As `LogControls`."""
+
+    async def show(self) -> dict[str, Any]:
+        """From which level on its parts log."""
+        return cast("dict[str, Any]", await self._ask("logs.show"))
+
+    async def ask(self, levels: Mapping[str, str], by: str, seconds: int | None = None) -> dict[str, Any]:
+        """Let parts log at other levels."""
+        found = await self._ask("logs.ask", levels=dict(levels), by=by, seconds=seconds)
+        return cast("dict[str, Any]", found)
+
+    async def forget(self, by: str, parts: Sequence[str] = ()) -> dict[str, Any]:
+        """Go back to its configuration."""
+        return cast("dict[str, Any]", await self._ask("logs.forget", by=by, parts=tuple(parts)))
 
 
 class Unreachable:

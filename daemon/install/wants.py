@@ -37,6 +37,7 @@ class Want:
 def wants(settings: Settings, environ: Mapping[str, str], granted: Grants) -> list[Want]:
     """What the configuration needs and `granted` does not give."""
     found = [*_folders(settings), *_agents(settings), *_models(settings, environ), *_pings(settings)]
+    found += _traces(settings)
     return [want for want in found if not _is_given(want.grant, granted)]
 
 
@@ -154,6 +155,11 @@ def _pings(settings: Settings) -> Iterator[Want]:
         address = settings.agents.get(name, {}).get("ping_url")
         if isinstance(address, str):
             yield from _address(address, f"agents.{name}.ping_url is on another machine")
+
+
+def _traces(settings: Settings) -> Iterator[Want]:
+    if settings.traces.endpoint is not None:
+        yield from _address(settings.traces.endpoint, "traces.endpoint is on another machine")
 
 
 def _address(url: str, why: str) -> Iterator[Want]:

@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TextIO
 
+from daemon.observability.journal import Journal, text_of
+
 MAX_WAITING_BYTES = 1024 * 1024
 """Lines beyond this are dropped and counted; about 3,000 lines."""
 
@@ -22,13 +24,20 @@ class LineSink:
         stream: where to write; its file descriptor is used directly, when it has one, because a thread
             that is stuck inside Python's own buffers would abort the interpreter's exit.
         notice: makes the line that tells how many lines were lost, once there is room again.
+        journal: takes the lines, which are then its entries; the stream gets what it refuses, as text.
         max_waiting: bytes that may wait.
     """
 
     def __init__(
-        self, stream: TextIO, *, notice: Callable[[int], str], max_waiting: int = MAX_WAITING_BYTES
+        self,
+        stream: TextIO,
+        *,
+        notice: Callable[[int], str],
+        journal: Journal | None = None,
+        max_waiting: int = MAX_WAITING_BYTES,
     ) -> None:
         self._stream = stream
+        self._journal = journal
         self._fd = _own_descriptor(stream)
         self._notice = notice
         self._room = max_waiting
@@ -82,6 +91,8 @@ class LineSink:
                 self._tell_lost()
         if self._fd is not None:
             os.close(self._fd)
+        if self._journal is not None:
+            self._journal.close()
 
     def _next(self) -> bytes | None:
         """The next line, waiting for it; None at the end."""
@@ -102,6 +113,10 @@ class LineSink:
                 self._untold += count  # said later, behind the next line that gets through
 
     def _write(self, data: bytes) -> bool:
+        if self._journal is not None:
+            if self._journal.send(data):
+                return True
+            data = text_of(data)
         try:
             if self._fd is None:
                 self._stream.write(data.decode())

@@ -6,7 +6,7 @@ toml_lines.py say where each value came from, explain.py tells a person about it
 
 from __future__ import annotations
 
-from daemon.settings.backends import all_keys, routes_of
+from daemon.settings.backends import all_keys, budgets_of, routes_of
 from daemon.settings.load import load_settings
 from daemon.settings.model import (
     ApproverSettings,
@@ -29,6 +29,7 @@ __all__ = [
     "Settings",
     "WebSettings",
     "all_keys",
+    "budgets_of",
     "load_settings",
     "routes_of",
 ]

@@ -19,6 +19,7 @@ from daemon.settings.model import (
 )
 from daemon.settings.sources import Sources
 from daemon.settings.toml_lines import KeyPath
+from llm.budgets import Budget, parse_budgets
 from llm.config import AUTO, ENVIRONMENT, LLMConfig
 from llm.errors import ConfigurationError
 from llm.routes import Routes, route_problems
@@ -100,8 +101,22 @@ def kind_of(table: BackendSettings, shared: str) -> str:
     return "" if kind == AUTO else kind
 
 
+def budgets_of(settings: Settings, environ: Mapping[str, str] | None = None) -> tuple[Budget, ...]:
+    """The budgets that all calls and single agents share, and those of each named backend.
+
+    Raises:
+        SettingsError: a file that holds a key cannot be read, or the values cannot work together.
+    """
+    routes = routes_of(settings, environ)
+    texts = {"": settings.llm_environ(environ).get("LLM_BUDGET")}
+    texts |= {} if routes is None else {name: each.budget for name, each in routes.backends.items()}
+    return tuple(
+        budget for name, text in texts.items() if text for budget in parse_budgets(text, backend=name)
+    )
+
+
 def all_keys(settings: Settings, environ: Mapping[str, str] | None = None) -> list[str]:
-    """Every key that the settings and the environment hold, to be kept out of logs; addresses of checks too.
+    """Every key that the settings and the environment hold, to be kept out of logs, and addresses of checks.
 
     Raises:
         SettingsError: a file that holds one cannot be read.
@@ -110,7 +125,8 @@ def all_keys(settings: Settings, environ: Mapping[str, str] | None = None) -> li
     own = [_own_key(name, table, settings.sources).get("api_key") for name, table in tables]
     direct = [table.api_key.get_secret_value() for _, table in tables if table.api_key is not None]
     shared = settings.llm_environ(environ).get("LLM_API_KEY")
-    return [key for key in (shared, *own, *direct, *_check_addresses(settings)) if key]
+    headers = settings.trace_secrets(os.environ if environ is None else environ)
+    return [key for key in (shared, *own, *direct, *headers, *_check_addresses(settings)) if key]
 
 
 def _check_addresses(settings: Settings) -> Iterator[str]:

@@ -20,7 +20,7 @@ from llm.errors import ConfigurationError
 
 PREFIX = "ASKFIRST_"
 BETWEEN = "__"
-SECTIONS = ("llm", "daemon", "backup", "retention", "web", "metrics", "proposals")
+SECTIONS = ("llm", "daemon", "backup", "retention", "web", "metrics", "traces", "proposals")
 """The tables with a fixed set of keys; [agents.NAME] is each agent's own."""
 
 NAMED = frozenset({("llm", "backends"), ("llm", "routes")})
@@ -135,9 +135,18 @@ def from_text(text: str, field: FieldInfo) -> Any:
         )
     if kind is int:
         return int(text) if text.removeprefix("-").isascii() and text.removeprefix("-").isdigit() else text
+    if kind is float:
+        return _number(text)
     if get_origin(kind) is tuple:
         return [part.strip() for part in text.split(",") if part.strip()]
     return text
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _plain_kind(annotation: Any) -> Any:

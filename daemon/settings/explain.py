@@ -35,7 +35,7 @@ HIDDEN = "set (hidden)"
 NOT_SET = "not set"
 
 # Who knows the address of a check can pretend that all is well; that of a Pushgateway can hold a password.
-_SECRET = frozenset({"api_key", "ping_url", "pushgateway"})
+_SECRET = frozenset({"api_key", "headers", "ping_url", "pushgateway"})
 _OF_DAEMON: Mapping[str, KeyPath] = {
     "quiet": ("daemon", "quiet"),
     "backoff": ("daemon", "backoff"),

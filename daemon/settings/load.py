@@ -16,9 +16,16 @@ from agents.config import AgentConfig
 from agents.errors import AgentError, AgentNotFound, AgentSettingsError
 from agents.words import nearest, plain_words, shown
 from daemon.errors import SettingsError, SettingsProblem
+from daemon.parts import is_module
 from daemon.settings.backends import backend_problems, backend_warnings, key_paths, resolved
 from daemon.settings.environment import SECTIONS, misspelt, read_environment
-from daemon.settings.model import DaemonSettings, LLMSettings, Settings
+from daemon.settings.model import (
+    TRACE_ENDPOINT_VARIABLES,
+    DaemonSettings,
+    LLMSettings,
+    Settings,
+    TraceSettings,
+)
 from daemon.settings.places import default_data_dir, find_config
 from daemon.settings.sources import Sources, dotted, read_file
 from daemon.settings.toml_lines import KeyPath
@@ -29,9 +36,12 @@ if TYPE_CHECKING:
 _FOLDERS: Mapping[str, tuple[str, ...]] = {
     "daemon": ("data_dir", "plugin_dir", "prompts_dir"),
     "llm": ("cache_dir", "model_dir", "adapter_path", "usage_file", "api_key_file"),
+    "traces": ("headers_file",),
 }
 _CALENDAR_PACKAGES = ("icalendar", "recurring_ical_events")
 _NO_CALENDARS = "calendars need packages that are not installed: pip install 'askfirst[agents]'"
+_TRACE_PACKAGE = "opentelemetry.exporter.otlp.proto.http"
+_NO_TRACES = "traces need packages that are not installed: pip install 'askfirst[otel]'"
 _LOOPBACK = re.compile(r"localhost|127(\.\d{1,3}){3}|::1")
 
 
@@ -139,7 +149,30 @@ def _checked(
     if isinstance(llm, LLMSettings):
         problems += _key_file_problems(llm, sources)
         problems += backend_problems(llm, sources, environ)
+    traces = values.get("traces")
+    if isinstance(traces, TraceSettings):
+        problems += _trace_problems(traces, sources, environ)
     return values, problems
+
+
+def can_trace() -> bool:
+    """Whether the extra `otel` is installed; nothing of it is loaded."""
+    try:
+        return find_spec(_TRACE_PACKAGE) is not None and find_spec("opentelemetry.sdk") is not None
+    except ModuleNotFoundError:  # a package on the way there
+        return False
+
+
+def _trace_problems(
+    traces: TraceSettings, sources: Sources, environ: Mapping[str, str]
+) -> list[SettingsProblem]:
+    problems: list[SettingsProblem] = []
+    file = traces.headers_file
+    if file is not None and not file.is_file():
+        problems.append(sources.problem(("traces", "headers_file"), f"there is no file {file}"))
+    if traces.endpoint and traces.wanted(environ) and not can_trace():
+        problems.append(sources.problem(("traces", "endpoint"), _NO_TRACES))
+    return problems
 
 
 def _section(name: str, table: Any, sources: Sources, problems: list[SettingsProblem]) -> BaseModel | None:
@@ -170,7 +203,7 @@ def _problem(section: str, kind: type[BaseModel], fault: dict[str, Any], sources
     if fault["type"] == "extra_forbidden":
         known = _fields_at(kind, path[1:-1])
         return sources.problem(path, f"unknown setting; {nearest(str(path[-1]), known)}")
-    secret = section == "llm" and path[-1] == "api_key"
+    secret = (section, path[-1]) in {("llm", "api_key"), ("traces", "headers")}
     return sources.problem(path, plain_words(fault, secret=secret))
 
 
@@ -295,6 +328,8 @@ def _warnings(settings: Settings, environ: Mapping[str, str]) -> list[SettingsPr
     return [
         *_open_key(settings),
         *_open_address(settings),
+        *_untraced(settings, environ),
+        *_silent_parts(settings),
         *backend_warnings(settings, environ),
         *misspelt(environ),
     ]
@@ -314,9 +349,28 @@ def _open_key(settings: Settings) -> list[SettingsProblem]:
     return [settings.sources.problem_in_file(path, message)]
 
 
+def _untraced(settings: Settings, environ: Mapping[str, str]) -> list[SettingsProblem]:
+    """OpenTelemetry's own variables may be there for other programs, so they are no mistake."""
+    if not settings.traces.wanted(environ) or can_trace():
+        return []
+    name = next(name for name in TRACE_ENDPOINT_VARIABLES if environ.get(name))
+    return [SettingsProblem(key="", message=_NO_TRACES, source="environment", variable=name)]
+
+
 def _open_address(settings: Settings) -> list[SettingsProblem]:
     host = settings.web.host
     if not settings.web.enabled or _LOOPBACK.fullmatch(host):
         return []
     message = f"{host} can be reached by others, who can then read /metrics; 127.0.0.1 is this machine only"
     return [settings.sources.problem(("web", "host"), message)]
+
+
+def _silent_parts(settings: Settings) -> list[SettingsProblem]:
+    """Levels of agents that there are not: nothing is wrong with them, and nothing will come of them."""
+    path: KeyPath = ("daemon", "log_levels")
+    parts = [part for part in settings.daemon.log_levels if part.startswith("agents.")]
+    return [
+        settings.sources.problem(path, f"{part} logs nothing: there is no table [{part}] that enables it")
+        for part in parts
+        if not is_module(part) and part.removeprefix("agents.") not in settings.agents
+    ]

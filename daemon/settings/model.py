@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +34,7 @@ from agents.errors import InvalidProposal
 from agents.proposal import DEFAULT_EXPIRY, Approvers
 from agents.schedule import parse_quiet, parse_zone
 from daemon.errors import SettingsError, SettingsProblem
+from daemon.parts import checked_levels, parse_levels
 from daemon.settings.places import default_data_dir
 from daemon.settings.sources import Sources
 from daemon.settings.toml_lines import KeyPath
@@ -44,6 +48,9 @@ if TYPE_CHECKING:
 API_KEY_FILE_VARIABLE = "LLM_API_KEY_FILE"
 CREDENTIAL = "llm_api_key"
 """Name of systemd's credential that holds the key: `LoadCredential=llm_api_key:/etc/askfirst/llm_api_key`."""
+
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 
 
 def _duration(value: Any) -> timedelta:
@@ -82,11 +89,32 @@ def _prices_as_text(value: Any) -> Any:
     return ", ".join(prices)
 
 
+def _levels(value: Any) -> Any:
+    """Parts and their levels; a table in them, which is what TOML makes of a.b = "c", has parts below."""
+    if isinstance(value, str):  # as the environment has it
+        return parse_levels(value)
+    return _flat(value)
+
+
+def _flat(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    found: dict[str, Any] = {}
+    for part, level in value.items():
+        inner = _flat(level)
+        if isinstance(inner, Mapping):
+            found |= {f"{part}.{name}": each for name, each in inner.items()}
+        else:
+            found[str(part)] = level
+    return found
+
+
 Whole = Annotated[int, Strict()]
 Text = Annotated[str, Strict()]
 Switch = Annotated[bool, Strict()]
 Number = Annotated[float, Strict()]
 Folder = Annotated[Path, AfterValidator(_absolute)]
+Levels = Annotated[Mapping[str, Text], BeforeValidator(_levels), AfterValidator(checked_levels)]
 Prices = Annotated[
     str,
     BeforeValidator(_prices_as_text),
@@ -327,6 +355,11 @@ class DaemonSettings(Section):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="the least serious kind of line that is logged"
     )
+    log_levels: Levels = Field(
+        default_factory=dict,
+        description='levels of single parts, such as `{ llm = "debug", "agents.matchmaker" = "debug" }`; '
+        "unset: `daemon.log_level` for all",
+    )
     log_format: Literal["auto", "console", "json"] = Field(
         "auto",
         description='"console" for people, "json" for the journal; "auto" asks whether it is a terminal',
@@ -461,6 +494,92 @@ class MetricsSettings(Section):
         return _checked_address(value)
 
 
+class TraceSettings(Section):
+    """Traces over OTLP, for a collector, Jaeger or Tempo; needs `pip install 'askfirst[otel]'`."""
+
+    endpoint: Text | None = Field(
+        None,
+        min_length=1,
+        description="base address of a collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`; "
+        "unset: what OTEL_EXPORTER_OTLP_ENDPOINT says, else no traces",
+    )
+    headers: SecretStr | None = Field(
+        None,
+        description="sent with each request: `name=value`, several with commas between them; "
+        "better kept in `headers_file`",
+    )
+    headers_file: Folder | None = Field(None, description="file whose content is what `headers` would be")
+    content: Switch = Field(
+        default=False,
+        description="whether prompts, answers, tools' arguments and errors' texts are sent too; "
+        "they may be private",
+    )
+    sample: Number = Field(
+        1.0, ge=0, le=1, description="which share of the runs is traced, with all that belongs to them"
+    )
+
+    @field_validator("endpoint")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        if value is not None and not _has_host(value):
+            msg = "must be http:// or https:// and a host, without a key, such as http://127.0.0.1:4318"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("headers")
+    @classmethod
+    def _can_be_read(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            headers_of(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.headers is not None and self.headers_file is not None:
+            msg = "headers and headers_file are both set; keep one, better headers_file"
+            raise ValueError(msg)
+        return self
+
+    def wanted(self, environ: Mapping[str, str]) -> bool:
+        """Whether there are traces: somebody says where they go, and nobody says that there are none."""
+        if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or not self.sample:
+            return False
+        return bool(self.endpoint or any(environ.get(name) for name in TRACE_ENDPOINT_VARIABLES))
+
+
+TRACE_ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+"""OpenTelemetry's own variables that say where traces go."""
+
+
+TRACE_HEADER_VARIABLES = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+
+
+def _has_host(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        plain = parts.username is None and not parts.query
+        return plain and parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def headers_of(text: str) -> dict[str, str]:
+    """Headers as OTEL_EXPORTER_OTLP_HEADERS has them: `name=value,other=value`, values perhaps %-encoded.
+
+    Raises:
+        ValueError: they are written in another way; the message shows none of them.
+    """
+    found: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.replace("\n", ",").split(","))):
+        name, sign, value = part.partition("=")
+        name, value = name.strip(), unquote(value.strip())
+        if not sign or not _HEADER_NAME.fullmatch(name) or not value.isprintable():
+            msg = "must be name=value, several with commas between them, such as authorization=Bearer%20KEY"
+            raise ValueError(msg)
+        found[name.lower()] = value
+    return found
+
+
 class ApproverSettings(Section):
     """Who must approve a proposal."""
 
@@ -502,6 +621,7 @@ class Settings(BaseModel):
         retention: the table [retention].
         web: the table [web].
         metrics: the table [metrics].
+        traces: the table [traces].
         proposals: the table [proposals].
         agents: the tables [agents.NAME], as they were written.
         config_file: the file that was read, None when there is none.
@@ -518,6 +638,7 @@ class Settings(BaseModel):
     retention: RetentionSettings = Field(default_factory=RetentionSettings)
     web: WebSettings = Field(default_factory=WebSettings)
     metrics: MetricsSettings = Field(default_factory=MetricsSettings)
+    traces: TraceSettings = Field(default_factory=TraceSettings)
     proposals: ProposalSettings = Field(default_factory=ProposalSettings)
     agents: Mapping[str, Mapping[str, Any]] = Field(default_factory=dict)
     config_file: Path | None = None
@@ -556,6 +677,33 @@ class Settings(BaseModel):
     def enabled_agents(self) -> tuple[str, ...]:
         """The agents that have a table without `enabled = false`, in the order of the file."""
         return tuple(name for name, table in self.agents.items() if table.get("enabled", True) is not False)
+
+    def trace_headers(self) -> dict[str, str]:
+        """The headers of the collector's requests, those of `traces.headers_file` included.
+
+        Raises:
+            SettingsError: that file cannot be read, or holds no headers.
+        """
+        table = self.traces
+        if table.headers_file is None:
+            return headers_of(table.headers.get_secret_value()) if table.headers is not None else {}
+        path: KeyPath = ("traces", "headers_file")
+        try:
+            return headers_of(read_key(table.headers_file, path, self.sources))
+        except ValueError as error:
+            raise SettingsError([self.sources.problem(path, f"what is in it {error}")]) from error
+
+    def trace_secrets(self, environ: Mapping[str, str]) -> list[str]:
+        """What nobody may learn of the collector's headers, those of OpenTelemetry's own variables included.
+
+        Raises:
+            SettingsError: as `trace_headers`.
+        """
+        values = list(self.trace_headers().values())
+        for variable in TRACE_HEADER_VARIABLES:
+            with suppress(ValueError):  # the SDK leaves out what it cannot read
+                values += headers_of(environ.get(variable, "")).values()
+        return [*values, *(value.rpartition(" ")[2] for value in values)]  # of "Bearer KEY" the key alone too
 
     def llm_environ(self, environ: Mapping[str, str] | None = None) -> dict[str, str]:
         """The `LLM_*` variables that these settings and the environment amount to; the environment wins.

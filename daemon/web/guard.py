@@ -46,7 +46,9 @@ class HostGuard:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(SECURITY_HEADERS)
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers.setdefault(name, value)  # a page may need more than nothing, and says what
             await send(message)
 
         hosts = [value for name, value in scope["headers"] if name == b"host"]

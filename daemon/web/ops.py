@@ -1,8 +1,9 @@
-"""For whoever operates the daemon: /metrics, /healthz and /readyz."""
+"""For whoever operates the daemon: /metrics, /healthz, /readyz, and a list of them."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -23,6 +24,7 @@ class Operations:
         version: the program's version.
         stopping: whether the program is about to end.
         started: when the program began, seconds of `time.monotonic`.
+        page: shows all of it to a browser that asks for "/", None without such a page.
     """
 
     metrics: Metrics
@@ -30,6 +32,7 @@ class Operations:
     version: str = ""
     stopping: bool = False
     started: float = field(default_factory=time.monotonic)
+    page: Callable[[Request], Awaitable[Response]] | None = None
 
     def routes(self) -> list[Route]:
         """The routes, for GET and HEAD only."""
@@ -40,14 +43,18 @@ class Operations:
             Route("/readyz", self.readyz, methods=["GET"]),
         ]
 
-    async def index(self, _request: Request) -> Response:
-        """What can be asked here."""
+    async def index(self, request: Request) -> Response:
+        """The status page for a browser, else what can be asked here."""
+        if self.page is not None and "text/html" in request.headers.get("accept", "").lower():
+            return await self.page(request)
         return PlainTextResponse(
             f"Askfirst {self.version}\n\n"
+            "/          this list; in a browser, how everything is\n"
             "/metrics   metrics for Prometheus\n"
             "/healthz   whether everything it needs works\n"
             "/readyz    the same part by part\n\n"
-            "Decide about proposals with: askfirst proposals list\n"
+            "Decide about proposals with: askfirst proposals list\n",
+            headers={"Vary": "Accept"},
         )
 
     async def show_metrics(self, request: Request) -> Response:

@@ -28,6 +28,7 @@ from agents.errors import AgentLoadError, InvalidProposal
 from agents.prompts import templates_of
 from agents.proposal import Proposal
 from daemon.intake import MAX_NOTES, MAX_RETURNED, fit_call, fit_notes, fit_proposal, storable
+from daemon.parts import QUIET
 from daemon.plain import dumps, loads
 from daemon.worker.proxy import distant
 from daemon.worker.wire import MAX_LINE, MAX_TRACE, heard, spoken
@@ -119,19 +120,29 @@ class _Told(list[Any]):
 
 
 class WireLog:
-    """The agent's log: lines go to the parent, which logs them as the agent's."""
+    """The agent's log: lines go to the parent, which logs them as the agent's.
 
-    def __init__(self, wire: Wire, bound: Mapping[str, Any] | None = None) -> None:
+    Args:
+        wire: the way there.
+        bound: values of every line.
+        talkative: whether the parent wants lines at DEBUG; they count as bytes that are handed over.
+    """
+
+    def __init__(
+        self, wire: Wire, bound: Mapping[str, Any] | None = None, *, talkative: bool = False
+    ) -> None:
         self._wire = wire
         self._bound = dict(bound or {})
+        self._talkative = talkative
 
     def bind(self, **values: Any) -> WireLog:
         """A log that says these values with every line."""
-        return WireLog(self._wire, {**self._bound, **values})
+        return WireLog(self._wire, {**self._bound, **values}, talkative=self._talkative)
 
     def debug(self, event: str, *args: Any, **values: Any) -> None:
         """Log at DEBUG."""
-        self._say("debug", event, args, values)
+        if self._talkative:
+            self._say("debug", event, args, values)
 
     def info(self, event: str, *args: Any, **values: Any) -> None:
         """Log at INFO."""
@@ -172,7 +183,7 @@ class _Records(logging.Handler):
             level = "error" if record.levelno >= logging.ERROR else record.levelname.lower()
             level = level if level in {"debug", "info", "warning", "error"} else "info"
             more = {} if record.exc_info is None else {"traceback": _trace(record.exc_info[1])}
-            getattr(self._log, level)(record.getMessage(), logger=record.name, **more)
+            getattr(self._log, level)(record.getMessage(), module=record.name, **more)
 
 
 def _shown(value: Any) -> Any:
@@ -226,6 +237,10 @@ class Parent:
             if not ended:
                 self._wire.send({"is": "drop", "id": number})
 
+    def tell(self, what: str, **values: Any) -> None:
+        """Something that needs no answer."""
+        self._wire.send({"is": what, **values})
+
     def take(self, message: Mapping[str, Any]) -> None:
         """An answer came."""
         queue = self._waiting.get(message["id"])
@@ -239,7 +254,7 @@ class Child:
     def __init__(self, wire: Wire, start: Mapping[str, Any]) -> None:
         self._wire = wire
         self._start = start
-        self._log = WireLog(wire)
+        self._log = WireLog(wire, talkative=bool(start["talkative"]))
         self._parent = Parent(wire)
         self._orders: asyncio.Queue[Mapping[str, Any]] = asyncio.Queue()
         self._sent_calls: list[Any] = []
@@ -449,6 +464,18 @@ def _as_answer(undo_data: Any) -> dict[str, Any]:
     return {"large": len(line)} if len(line) > MAX_LINE // 2 else {"value": plain}
 
 
+def _listen_to_loggers(log: WireLog, *, talkative: bool) -> None:
+    """Hand on what is logged by the standard library: as quiet about libraries as the parent itself is."""
+    logging.basicConfig(level=logging.INFO, handlers=[_Records(log)])
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if talkative:
+        from agents.plugins import PREFIX  # noqa: PLC0415 - not every agent is a plugin
+
+        for name in ("agents", PREFIX):
+            logging.getLogger(name).setLevel(logging.DEBUG)
+
+
 def work() -> None:
     """Be a worker: from the first line on the wire to the last."""
     wire = Wire()
@@ -459,6 +486,6 @@ def work() -> None:
     faulthandler.enable()  # the last words of one that crashes
     if sys.stdout is not None:
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # it is a text stream
-    logging.basicConfig(level=logging.INFO, handlers=[_Records(WireLog(wire))])
+    _listen_to_loggers(WireLog(wire, talkative=bool(start["talkative"])), talkative=bool(start["talkative"]))
     asyncio.run(Child(wire, start).live())
     wire.send({"is": "bye", "children": has_descendants()})

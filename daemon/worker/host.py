@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ from daemon.store.uncancelled import finished
 from daemon.worker.limits import Limits
 from daemon.worker.process import WorkerProcess, memory_of
 from daemon.worker.wire import heard, packed, spoken
-from llm import LLMError, ServerError, calling
+from llm import Caller, LLMError, ServerError, calling
+from llm.events import ToolFinished, ToolStarted
 
 START_S = 60.0
 """How long a worker may take to load its agent."""
@@ -32,6 +34,7 @@ MAX_WAITING = 1_000
 """Most model calls of one worker that may be under way or wait."""
 
 _MAX_CALLS = 10_000
+_MAX_NAME = 64
 _LOOK_S = 1.0
 _GOODBYE_S = 1.0
 _DRAIN_S = 0.5
@@ -39,7 +42,7 @@ _TURN_S = 0.002
 """After so long without a pause, reading messages lets the loop see to its other work."""
 
 _LEVELS = frozenset({"debug", "info", "warning", "error"})
-_OURS = frozenset({"event", "level", "timestamp", "agent", "run_id"})
+_OURS = frozenset({"event", "level", "timestamp", "logger", "agent", "run_id", "proposal"})
 _log = logging.getLogger(__name__)
 
 
@@ -196,6 +199,7 @@ class Worker:
             "open_proposals": context.open_proposals,
             "turned_down": dict(context.turned_down),
             "run_id": context.run_id,
+            "talkative": logging.getLogger(f"agents.{entry.name}").isEnabledFor(logging.DEBUG),
         }
 
     async def _send(self, message: Mapping[str, Any]) -> None:
@@ -264,6 +268,8 @@ class Worker:
                 self._keep_notes(message["notes"])
             case "log":
                 self._log_line(message)
+            case "tool":
+                self._tell_of_tool(message)
             case "bye":
                 self._said_goodbye = not message["children"]
             case _:
@@ -298,6 +304,27 @@ class Worker:
         log = getattr(self._context.log, level, self._context.log.warning)
         values = {str(key): value for key, value in message["values"].items() if key not in _OURS}
         log(str(message["event"]), **values)
+
+    def _tell_of_tool(self, message: Mapping[str, Any]) -> None:
+        """A tool runs, or ran, in the worker: told to the model's observers as if it had been here."""
+        llm = self._context.llm
+        if llm is None:
+            return
+        values: dict[str, Any] = {
+            "backend": llm.name,
+            "model": llm.config.model,
+            "caller": Caller(agent=self._launch.entry.name, run_id=self._context.run_id),
+            "tool": str(message["tool"])[:_MAX_NAME],
+            "execution_id": str(message["execution"])[:_MAX_NAME],
+        }
+        if "latency" not in message:
+            llm.emit(ToolStarted(**values))
+            return
+        latency = float(message["latency"])
+        if not math.isfinite(latency):
+            msg = f"a tool that took {latency} s"
+            raise ValueError(msg)
+        llm.emit(ToolFinished(latency=latency, error=str(message["error"])[:_MAX_NAME], **values))
 
     # What it is given.
 

@@ -159,7 +159,8 @@ class WorkerProcess:
             self._after_crash -= 1
             self._tail.append(text)
         if log:
-            _log.debug("an agent's process printed a line", extra={**self._known, "line": text})
+            said = logging.getLogger(f"agents.{self._known['agent']}")  # whose level is the agent's own
+            said.debug("an agent's process printed a line", extra={**self._known, "line": text})
 
     async def ended(self, seconds: float) -> bool:
         """Whether it ends by itself within so many seconds."""

@@ -10,6 +10,7 @@ from llm import Capabilities, Embeddings, LLMConfig, LLMMessage, LLMResponse, LL
 from llm.caller import current_caller
 from llm.client import LLMClient
 from llm.errors import DeadlineExceeded
+from llm.events import CallEvent, ToolFinished, ToolStarted
 from llm.options import ReplyOptions, refuse_unknown
 from llm.structured import as_json_schema
 from llm.types import Chunk, EmbedRequest, LLMRequest
@@ -27,13 +28,24 @@ class Link(Protocol):
     def pieces(self, what: str, **values: Any) -> AsyncGenerator[Any, None]:
         """The parent's answer in pieces; closing it ends the work behind it."""
 
+    def tell(self, what: str, **values: Any) -> None:
+        """Tell the parent something that needs no answer."""
+
 
 class DistantLLM(LLMClient):
     """A client whose calls are made by the parent: its cache, budgets, limits, ledger and keys stay there."""
 
     def __init__(self, config: LLMConfig, link: Link) -> None:
-        super().__init__(config)
+        super().__init__(config, observers=[self._pass_on])
         self._link = link
+
+    def _pass_on(self, event: CallEvent) -> None:
+        """Tools run here, so the parent's observers are told of them; what was said stays here."""
+        if isinstance(event, ToolStarted | ToolFinished):
+            values: dict[str, Any] = {"tool": event.tool, "execution": event.execution_id}
+            if isinstance(event, ToolFinished):
+                values |= {"latency": event.latency, "error": event.error}
+            self._link.tell("tool", **values)
 
     async def chat(self, messages: Sequence[LLMMessage], **options: Unpack[ReplyOptions]) -> LLMResponse:
         """As `LLMClient.chat`."""

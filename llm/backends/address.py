@@ -44,6 +44,11 @@ class Address:
         return f"{self.scheme}://{host}" + ("" if self.port is None else f":{self.port}")
 
     @property
+    def host_and_port(self) -> str:
+        """Host and port, the scheme's own if none is named; what traces call the server's address."""
+        return f"{self.host}:{self.port or (443 if self.scheme == 'https' else 80)}"
+
+    @property
     def url(self) -> str:
         """The URL without its credentials, to be sent to and shown."""
         return self.origin + self.path

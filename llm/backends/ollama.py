@@ -71,6 +71,7 @@ class OllamaBackend(LLMClient):
     ) -> None:
         super().__init__(config, middleware=middleware, observers=observers)
         self._address = ollama_address(config)
+        self.server_address = self._address.host_and_port
         guard_clear_text(self._address, key=None, backend=self.backend)
         way_out = "start it with `ollama serve`, or set LLM_API_BASE to where it runs"
         self._exchange = HttpExchange(config, way_out=way_out)

@@ -196,6 +196,8 @@ class RemoteBackend(LLMClient):
         super().__init__(config, middleware=middleware, observers=observers)
         self._service = service = choose_service(config)
         guard_clear_text(service.address, key=config.api_key, backend=self.backend)
+        self.server_address = service.address.host_and_port
+        self.provider_name = "anthropic" if service.speaks_anthropic else service.gateway.provider
         self._exchange = HttpExchange(config, way_out="check the network and LLM_API_BASE")
         self._base = service.address.full_url("")
         self._version = _checked_version(config.api_version)

@@ -194,10 +194,20 @@ class ResponseCache(Middleware):
         request = asked.request
         if kept.tool_calls:
             kept = apart(kept)
-        self.emit(CacheHit(backend=self.backend, model=request.model, caller=request.caller))
+        call_id = new_call_id()
+        self.emit(
+            CacheHit(
+                backend=self.backend,
+                model=request.model,
+                caller=request.caller,
+                call_id=call_id,
+                request=request,
+                response=kept,
+            )
+        )
         latency = time.perf_counter() - asked.started
         return kept.stamped(
-            call_id=new_call_id(), latency=latency, first_token=latency if streamed else None, cached=True
+            call_id=call_id, latency=latency, first_token=latency if streamed else None, cached=True
         )
 
     def _keep(self, asked: _Asked, response: LLMResponse) -> None:

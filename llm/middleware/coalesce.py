@@ -47,7 +47,7 @@ class Coalesce(Middleware):
                 await flight.news()
         finally:
             await self._leave(flight, rider)
-        return _renamed(flight.result(), started) if joined else flight.result()
+        return _renamed(flight.result(joined=True), started) if joined else flight.result()
 
     def stream(self, request: LLMRequest, call_next: StreamHandler) -> AsyncGenerator[Chunk, None]:
         """The same in pieces, from the first one on."""
@@ -73,7 +73,7 @@ class Coalesce(Middleware):
                 await flight.news()
         finally:
             await self._leave(flight, rider)
-        response = flight.result()
+        response = flight.result(joined=joined)
         if not told:  # the call under way is no stream
             first = time.perf_counter() - started
             if response.thinking:
@@ -179,11 +179,11 @@ class _Flight:
             if not future.done():
                 future.set_result(None)
 
-    def result(self) -> LLMResponse:
-        """The answer, or what each of those who waited raises."""
+    def result(self, *, joined: bool = False) -> LLMResponse:
+        """The answer, or what each of those who waited raises; only who began it knows it by its id."""
         if self.response is not None and self.error is None:
             return self.response
-        raise _again(self.error) from None if self.error is None else self.error.__cause__
+        raise _again(self.error, joined=joined) from None if self.error is None else self.error.__cause__
 
 
 async def _call(flight: _Flight, request: LLMRequest, call_next: Handler) -> None:
@@ -203,11 +203,15 @@ async def _read(flight: _Flight, request: LLMRequest, call_next: StreamHandler) 
         raise BadReply(msg)
 
 
-def _again(error: Exception | None) -> Exception:
+def _again(error: Exception | None, *, joined: bool) -> Exception:
     """The same failure for one of several, each of which gets a traceback of its own."""
     if error is None:
         return CallCancelled("the call that this one shared was cancelled")
-    return copy(error) if isinstance(error, LLMError) else error
+    if not isinstance(error, LLMError):
+        return error
+    own = copy(error)
+    own.call_id = "" if joined else error.call_id
+    return own
 
 
 def _renamed(response: LLMResponse, started: float, first: float | None = None) -> LLMResponse:

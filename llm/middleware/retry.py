@@ -70,9 +70,9 @@ class Retry(Middleware):
                 delay = self._delay(error, request, attempt)
                 if delay is None:
                     raise
-                code = error.code
+                failed = error
             attempt += 1
-            await self._wait(request, attempt, delay, code)
+            await self._wait(request, attempt, delay, failed)
 
     async def stream(self, request: LLMRequest, call_next: StreamHandler) -> AsyncGenerator[Chunk, None]:
         """The same for streams: once a piece was handed out, a failure is final."""
@@ -88,11 +88,11 @@ class Retry(Middleware):
                 delay = None if begun else self._delay(error, request, attempt)
                 if delay is None:
                     raise
-                code = error.code
+                failed = error
             else:
                 return
             attempt += 1
-            await self._wait(request, attempt, delay, code)
+            await self._wait(request, attempt, delay, failed)
 
     def _delay(self, error: LLMError, request: LLMRequest | EmbedRequest, attempt: int) -> float | None:
         """Seconds to wait before the next attempt; None when there is to be none."""
@@ -104,7 +104,9 @@ class Retry(Middleware):
             delay = error.retry_after
         return delay if delay <= LONGEST_WAIT and delay < seconds_left() else None
 
-    async def _wait(self, request: LLMRequest | EmbedRequest, attempt: int, delay: float, code: str) -> None:
+    async def _wait(
+        self, request: LLMRequest | EmbedRequest, attempt: int, delay: float, failed: LLMError
+    ) -> None:
         self.emit(
             Retried(
                 backend=self.backend,
@@ -112,7 +114,8 @@ class Retry(Middleware):
                 caller=request.caller,
                 attempt=attempt,
                 delay=delay,
-                code=code,
+                code=failed.code,
+                call_id=failed.call_id,
             )
         )
         await self._sleep(delay)

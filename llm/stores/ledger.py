@@ -28,7 +28,16 @@ from llm.pricing import PriceList
 from llm.stores import usage_tables
 from llm.stores.database import connection, is_damage, transaction
 from llm.stores.files import PATIENCE, identity, locked, make_private, set_aside
-from llm.stores.usage_tables import Asker, CallRecord, Grouping, Question, Spent, Usage
+from llm.stores.usage_tables import (
+    Asker,
+    CallRecord,
+    Grouping,
+    Question,
+    Series,
+    Slice,
+    Spent,
+    Usage,
+)
 
 T = TypeVar("T")
 
@@ -409,6 +418,16 @@ def read_spent(path: Path, questions: Sequence[Question]) -> list[Spent]:
         lambda db: [usage_tables.sum_spent(db, nobody, q) for q in questions],
         [Spent() for _ in questions],
     )
+
+
+def read_series(path: Path, edges: Sequence[datetime]) -> Series:
+    """What was used between each of these moments and the next; see `usage_tables.sum_series`.
+
+    Raises:
+        OSError: the file cannot be read, or is no ledger.
+    """
+    nothing = Series(slices=tuple(Slice() for _ in edges[1:]), models={}, whole=Slice())
+    return _read(path, lambda db: usage_tables.sum_series(db, edges), nothing)
 
 
 def _read(path: Path, work: Callable[[sqlite3.Connection], T], otherwise: T) -> T:

@@ -10,8 +10,9 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta
+from itertools import pairwise
 from operator import attrgetter
-from typing import Literal
+from typing import Any, Literal
 
 from llm.stores.database import transaction
 
@@ -110,6 +111,46 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Slice:
+    """What the calls of a stretch of time, or of one model in it, used.
+
+    Attributes:
+        calls: calls that reached a backend, each attempt counted.
+        failed: how many of them failed.
+        tokens_in: tokens of prompts.
+        tokens_out: tokens generated.
+        cost: millionths of a USD, of the calls whose price is known.
+        unpriced: calls whose price is not known.
+        median: seconds within which half of the answers came, None without an answer; vectors left out.
+        slow: seconds within which 19 of 20 answers came, in the same way.
+    """
+
+    calls: int = 0
+    failed: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cost: int = 0
+    unpriced: int = 0
+    median: float | None = None
+    slow: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """What calls used over time.
+
+    Attributes:
+        slices: one for each stretch of time.
+        models: all of these together, by backend and model, the one with the most tokens first.
+        whole: all of it together.
+    """
+
+    slices: tuple[Slice, ...]
+    models: dict[tuple[str, str], Slice]
+    whole: Slice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """Which calls to sum for a budget.
 
@@ -152,6 +193,18 @@ _SUMS = (
     ("joules", "sum(joules)"),
 )
 _NAMES = tuple(name for name, _ in _SUMS)
+_SLICE_TERMS = ("calls", "failed", "tokens_in", "tokens_out", "cost", "unpriced")
+_SUMMED = (
+    "SELECT name, count(*), sum(error != ''), sum(tokens_in), sum(tokens_out), coalesce(sum(cost), 0), "
+    "sum(cost IS NULL) FROM read GROUP BY name ORDER BY sum(tokens_in) + sum(tokens_out) DESC, name"
+)
+_RANKED = (
+    "SELECT name, min(CASE WHEN place * 2 >= answers THEN seconds END), "
+    "min(CASE WHEN place * 20 >= answers * 19 THEN seconds END) FROM ("
+    "SELECT name, seconds, row_number() OVER (PARTITION BY name ORDER BY seconds) AS place, "
+    "count(*) OVER (PARTITION BY name) AS answers FROM read WHERE error = '' AND operation = 'chat'"
+    ") GROUP BY name"
+)
 _LOCAL_DAY = "date(at / 1000, 'unixepoch', 'localtime')"
 
 _CALLS = """
@@ -296,3 +349,49 @@ def sum_usage(db: sqlite3.Connection, by: Grouping, since: datetime) -> list[Usa
         (int(since.timestamp() * 1000), since.astimezone().date().isoformat()),
     ).fetchall()
     return [Usage(**dict(zip(("name", *_NAMES), row, strict=True))) for row in rows]  # type: ignore[arg-type]  # SQLite's types
+
+
+def sum_series(db: sqlite3.Connection, edges: Sequence[datetime]) -> Series:
+    """What was used between each moment and the next, of the days for which each call is kept.
+
+    Args:
+        db: the ledger.
+        edges: aware moments in order, such as local midnights; one more than there are slices.
+    """
+    stretches = list(pairwise(edges))
+    bounds = [
+        value
+        for number, (since, until) in enumerate(stretches)
+        for value in (number, int(since.timestamp() * 1000), int(until.timestamp() * 1000))
+    ]
+    rows = ", ".join("(?, ?, ?)" for _ in stretches)
+    by_stretch = _slices(db, rows, bounds, "stretch")
+    models = _slices(db, rows, bounds, "backend || char(0) || model")
+    return Series(
+        slices=tuple(by_stretch.get(number, Slice()) for number in range(len(stretches))),
+        models={_pair(name): used for name, used in models.items()},
+        whole=_slices(db, rows, bounds, "0").get(0, Slice()),
+    )
+
+
+def _pair(name: str) -> tuple[str, str]:
+    backend, _, model = name.partition("\0")
+    return backend, model
+
+
+def _slices(db: sqlite3.Connection, rows: str, bounds: Sequence[object], key: str) -> dict[Any, Slice]:
+    """The sums of all stretches by `key`. SQLite sorts for the percentiles, beside Python's other threads."""
+    read = (
+        f"WITH stretches (stretch, since, until) AS (VALUES {rows}), "  # noqa: S608 - our own names
+        f"read AS (SELECT {key} AS name, tokens_in, tokens_out, seconds, cost, error, operation "
+        "FROM stretches CROSS JOIN calls ON at >= since AND at < until) "
+    )
+    ranked = read + _RANKED
+    times = {name: found for name, *found in db.execute(ranked, bounds)}
+    return {
+        name: Slice(
+            **dict(zip(_SLICE_TERMS, used, strict=True)),
+            **dict(zip(("median", "slow"), times.get(name, (None, None)), strict=True)),
+        )
+        for name, *used in db.execute(read + _SUMMED, bounds)
+    }

@@ -28,6 +28,7 @@ class Gateway:
         key_header: header of the key; the key stands there alone unless it is "Authorization".
         headers: what else it wants in every request.
         tools: whether its models can call tools as a rule.
+        provider: what OpenTelemetry's GenAI conventions call it; empty where they have no name for it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Gateway:
     key_header: str = "Authorization"
     headers: Mapping[str, str] = field(default_factory=lambda: _NONE)
     tools: bool = False
+    provider: str = ""
 
     def authorization(self, key: str | None) -> dict[str, str]:
         """The headers of a request, with the key if there is one."""
@@ -47,7 +49,7 @@ class Gateway:
         return {self.key_header: value, **self.headers}
 
 
-OPENAI = Gateway(name="OpenAI", hosts=("openai.com",), names_say=True, tools=True)
+OPENAI = Gateway(name="OpenAI", hosts=("openai.com",), names_say=True, tools=True, provider="openai")
 
 LOCAL = Gateway(name="a server in this network", takes=Takes(switch=True))
 """llama.cpp, vLLM, LM Studio, SGLang, mlx_lm: their open models are told by the template not to think."""
@@ -63,6 +65,7 @@ GATEWAYS: tuple[Gateway, ...] = (
         names_say=True,
         key_header="api-key",
         tools=True,
+        provider="azure.ai.openai",
     ),
     Gateway(
         name="OpenRouter",
@@ -77,17 +80,31 @@ GATEWAYS: tuple[Gateway, ...] = (
         base="/openai/v1",
         takes=Takes(cap="max_completion_tokens", limits=False),
         tools=True,
+        provider="groq",
     ),
     Gateway(
         name="Mistral",
         hosts=("mistral.ai",),
         takes=Takes(seed_name="random_seed", usage=False, effort=False),
         tools=True,
+        provider="mistral_ai",
     ),
-    Gateway(name="DeepSeek", hosts=("deepseek.com",), takes=Takes(schema=False, effort=False), tools=True),
+    Gateway(
+        name="DeepSeek",
+        hosts=("deepseek.com",),
+        takes=Takes(schema=False, effort=False),
+        tools=True,
+        provider="deepseek",
+    ),
     Gateway(name="Together", hosts=("together.xyz", "together.ai"), tools=True),
     Gateway(name="Hugging Face", hosts=("router.huggingface.co",)),
-    Gateway(name="Gemini", hosts=("generativelanguage.googleapis.com",), base="/v1beta/openai", tools=True),
+    Gateway(
+        name="Gemini",
+        hosts=("generativelanguage.googleapis.com",),
+        base="/v1beta/openai",
+        tools=True,
+        provider="gcp.gemini",
+    ),
 )
 
 

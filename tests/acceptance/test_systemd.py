@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -205,18 +206,27 @@ def test_the_sandbox_refuses_what_it_should_and_lets_through_what_is_needed(serv
     number = wait_for_proposals(service)["What the sandbox lets through"]
     shown = as_askfirst(service, "askfirst", "proposals", "show", str(number), "--json", "--config", CONFIG)
     inside = json.loads(shown)["payload"]["results"]
-    assert {name for name in prober.MUST_WORK if inside[name] != "ok"} == set(), inside
+    assert {name: inside[name] for name in prober.MUST_WORK if inside[name] != "ok"} == {}
     assert {name for name in prober.REFUSED if inside[name] == "ok"} == set(), inside
     assert len(prober.REFUSED) >= 25
     source = Path(prober.__file__).read_text()
     outside = json.loads(as_askfirst(service, "/opt/askfirst/bin/python3", "-", stdin=source))
-    assert {name for name in prober.WITHOUT_THE_SANDBOX if outside[name] != "ok"} == set(), outside
+    refused = {name: outside[name] for name in prober.WITHOUT_THE_SANDBOX if outside[name] != "ok"}
+    assert refused == {}
 
 
 def test_an_agent_of_the_owner_writes_the_folder_that_was_allowed(service: Container) -> None:
     number = wait_for_proposals(service)["Water leeks"]
     as_askfirst(service, "askfirst", "proposals", "approve", str(number), "--by", "ana", "--config", CONFIG)
     seen_now(lambda: "leeks wet 5" in service.read("/srv/exchange/beds.txt"))
+    told = journal_of(service, f"PROPOSAL_ID={number}", "ASKFIRST_EVENT=proposal changed")
+    assert [entry["ASKFIRST_STATUS"] for entry in told] == ["approved", "applying", "applied"]
+    assert {(entry["AGENT"], entry["ASKFIRST_BY"], entry["PRIORITY"]) for entry in told} == {
+        ("garden", "ana", "6")
+    }
+    (run,) = {entry["RUN_ID"] for entry in told}
+    (found,) = journal_of(service, f"RUN_ID={run}", "LOGGER=askfirst", "ASKFIRST_EVENT=run finished")
+    assert (found["ASKFIRST_OUTCOME"], found["ASKFIRST_PROPOSALS"]) == ("succeeded", "1")
 
 
 def test_the_key_is_the_programs_alone(service: Container) -> None:
@@ -228,13 +238,30 @@ def test_the_key_is_the_programs_alone(service: Container) -> None:
     environment = service.run("cat", f"/proc/{pid(service)}/environ").stdout
     assert "CREDENTIALS_DIRECTORY=" in environment
     assert KEY not in environment
-    assert KEY not in service.journal()
+    assert KEY not in service.journal("--output=export")  # every field
 
 
-def test_its_lines_are_in_the_journal_under_its_name(service: Container) -> None:
-    lines = service.run("journalctl", "--unit=askfirst", "--output=json", "--no-pager").stdout.splitlines()
-    own = [entry for entry in map(json.loads, lines) if entry.get("SYSLOG_IDENTIFIER") == "askfirst"]
-    assert any("askfirst is running" in str(entry["MESSAGE"]) for entry in own)
+def journal_of(container: Container, *wanted: str) -> list[dict[str, Any]]:
+    """The journal's entries with these fields, the oldest first."""
+    lines = container.run("journalctl", "--output=json", "--no-pager", *wanted).stdout.splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_its_lines_are_in_the_journal_with_their_values_as_fields(service: Container) -> None:
+    seen_now(lambda: bool(journal_of(service, "AGENT=garden", "ASKFIRST_EVENT=run finished")))
+    run = journal_of(service, "AGENT=garden", "ASKFIRST_EVENT=run finished")[0]
+    assert {name: run[name] for name in ("_TRANSPORT", "_SYSTEMD_UNIT", "SYSLOG_IDENTIFIER", "LOGGER")} == {
+        "_TRANSPORT": "journal",
+        "_SYSTEMD_UNIT": "askfirst.service",
+        "SYSLOG_IDENTIFIER": "askfirst",
+        "LOGGER": "askfirst",
+    }
+    assert run["MESSAGE"].startswith(f"run finished agent=garden run_id={run['RUN_ID']} outcome=succeeded ")
+    own = journal_of(service, "_SYSTEMD_UNIT=askfirst.service", "SYSLOG_IDENTIFIER=askfirst")
+    assert any(str(entry["MESSAGE"]).startswith("askfirst is running address=") for entry in own)
+    service.run("systemctl", "restart", "systemd-journald")  # nobody has to be told of it
+    told = len(journal_of(service, "AGENT=garden"))
+    seen_now(lambda: len(journal_of(service, "AGENT=garden")) > told)
     shown = service.run("askfirst", "service", "logs", "-n", "500").stdout
     assert "askfirst is running" in shown
 
@@ -284,6 +311,7 @@ def test_it_stops_in_time_and_in_good_order(service: Container) -> None:
     service.run("systemctl", "stop", "askfirst")
     assert time.monotonic() - began < UNIT_STOP_LIMIT_S
     assert service.shown("askfirst", "Result") == "success"
+    assert "stopping reason=SIGTERM" in service.journal("--unit=askfirst")  # the last lines are not lost
     assert service.shown("askfirst", "ExecMainStatus") == "0"
     assert service.shown("askfirst", "ActiveState") == "inactive"
     done = service.run("askfirst", "service", "status", check=False)

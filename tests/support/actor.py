@@ -53,7 +53,8 @@ class ActorAgent(BaseAgent):
                 return [self._note(number) for number in (1, 2)]
             case "shout":
                 for number in range(LONG_LINES):
-                    self.context.log.info(LONG_LINE, number=number)
+                    text = f"{LONG_LINE}{number}"
+                    self.context.log.info(text)
             case _:
                 pass
         return []

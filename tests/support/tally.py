@@ -41,7 +41,7 @@ WATCHED = "monitoring counts"
 
 
 def note_watched(record_property: Note, **counts: int) -> None:
-    """Note what was watched: `metrics`, `panels`, `rules`, `alerts`."""
+    """Note what was watched: `metrics`, `panels`, `rules`, `alerts`, `spans`."""
     record_property(WATCHED, counts)
 
 
@@ -55,4 +55,5 @@ def watched_summary(reports: Iterable[pytest.TestReport]) -> str:
     if not total:
         return ""
     metrics, panels, rules, alerts = (total[name] for name in ("metrics", "panels", "rules", "alerts"))
-    return f"monitoring: {metrics} metrics, {panels} panels, {rules} rules, {alerts} alerts fired"
+    seen = f"{metrics} metrics, {panels} panels, {rules} rules, {alerts} alerts fired"
+    return f"monitoring: {seen}, {total['spans']} spans received"

@@ -37,7 +37,7 @@ def test_two_runs_share_nothing() -> None:
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning"])
 def test_the_plain_log_says_the_event_and_its_values(level: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, "askfirst.agent"):
+    with caplog.at_level(logging.DEBUG, "agents"):
         getattr(AgentContext().log, level)("file read", rows=30)
     (record,) = caplog.records
     assert record.levelname == level.upper()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CODE = ("llm", "agents", "daemon", "dashboards")
+CODE = ("llm", "agents", "daemon")
 TEXTS = {".py", ".md", ".toml", ".csv", ".service", ".plist", ".svg", ".json", ".cfg", ".sh", ""}
 
 EXCEPTION = re.compile(r"# (?:ruff: )?noqa\b(?P<noqa>.*)|# type: ignore\b(?P<types>.*)")

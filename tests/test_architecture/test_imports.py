@@ -30,8 +30,8 @@ BREACHES = {
     "agents/proposal.py": ["sqlite3"],
     "daemon/errors.py": ["daemon.events"],
     "daemon/events.py": [
-        "llm.stores.base", "apscheduler", "prometheus_client", "sqlalchemy", "starlette", "click",
-        "watchfiles",
+        "llm.stores.base", "apscheduler", "opentelemetry", "prometheus_client", "sqlalchemy", "starlette",
+        "click", "watchfiles",
     ],
 }  # fmt: skip
 

@@ -225,9 +225,9 @@ async def test_web_endpoints_that_break_end_it_as_failed(
     daemon = Daemon(settings, llm_config=MOCK, agents=[])
     task = asyncio.create_task(daemon.run_until_stopped())
     await daemon.ready.wait()
-    assert daemon._web is not None
-    assert daemon._web._server is not None
-    daemon._web._server.stop.set()
+    assert daemon._serving._web is not None
+    assert daemon._serving._web._server is not None
+    daemon._serving._web._server.stop.set()
     async with asyncio.timeout(30):
         assert await task is ExitCode.FAILED
     assert "the web endpoints ended by themselves" in capfd.readouterr().err

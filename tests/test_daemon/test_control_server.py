@@ -148,7 +148,7 @@ def unasked() -> RemoteRuntime:
 class TestWhatIsThere:
     def test_a_command_finds_in_the_daemon_what_it_finds_in_a_runtime_of_its_own(self) -> None:
         """Where these differ a command would work without a daemon only."""
-        own = {"db", "events", "housekeeping", "llm", "runner", "selection"}  # of who runs agents
+        own = {"db", "events", "housekeeping", "llm", "llm_observers", "runner", "selection"}
         assert set(Runtime.__dataclass_fields__) - own <= set(vars(unasked())) | set(vars(RemoteRuntime))
         for name in own:
             with pytest.raises(AttributeError, match=f"{name} is the daemon's own"):

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from daemon.observability.catalogue import METRICS, VALUES
-from dashboards.__main__ import FOLDER, files, write
-from dashboards.alarms import alarm, alarm_names
-from dashboards.boards import Board, Row
-from dashboards.panels import RUNBOOKS, Column, Panel, Target, matrix, stat, table
-from dashboards.promql import (
+from daemon.install.dashboards.__main__ import FOLDER, files, write
+from daemon.install.dashboards.alarms import alarm, alarm_names
+from daemon.install.dashboards.boards import Board, Row
+from daemon.install.dashboards.panels import RUNBOOKS, Column, Panel, Target, matrix, stat, table
+from daemon.install.dashboards.promql import (
     NoSuchSeries,
     Source,
     increase,
@@ -26,6 +25,7 @@ from dashboards.promql import (
     ratio,
     total,
 )
+from daemon.observability.catalogue import METRICS, VALUES
 from tests.support.dashboards import boards, panels
 
 ROOT = Path(__file__).parents[2]

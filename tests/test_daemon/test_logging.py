@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -25,7 +26,9 @@ import structlog
 
 from agents.proposal import Decision, Proposal, ProposalStatus
 from daemon.events import ProposalChanged, RunFinished, RunOutcome, RunResult
-from daemon.observability.logging import QUIET, EventLog, configure_logging, dropped_lines, waiting_lines
+from daemon.observability.logging import EventLog, configure_logging, dropped_lines, waiting_lines
+from daemon.parts import QUIET
+from tests.support.journald import leading_to_the_journal
 
 ROOT = Path(__file__).parents[2]
 BEGAN = datetime(2026, 11, 1, 12, tzinfo=UTC)
@@ -257,16 +260,31 @@ def test_an_unknown_level_or_format_is_refused(level: str, form: str) -> None:
         configure_logging(level, form)
 
 
-def test_auto_means_console_at_a_terminal_and_json_elsewhere(tmp_path: Path) -> None:
+def at_a_terminal() -> str:
     controller, terminal = pty.openpty()
     with os.fdopen(terminal, "w") as stream:
         close = configure_logging("info", "auto", stream)
-        logging.getLogger("x").info("for people")
+        EventLog().note(RunFinished(result=a_result(calls=1)))
         close()
         shown = os.read(controller, 10_000).decode()
     os.close(controller)
-    assert "for people" in shown
-    assert not shown.startswith("{")
+    return shown
+
+
+def test_a_terminal_has_colours_and_nothing_that_did_not_happen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" in at_a_terminal()
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = at_a_terminal().rstrip()
+    assert re.fullmatch(
+        r"\d\d:\d\d:\d\d \[info +\] run finished +\[askfirst\] agent=matchmaker run_id=r1 outcome=succeeded "
+        r"trigger=schedule seconds=1.25 proposals=0 calls=1",
+        plain,
+    ), plain
+
+
+def test_auto_means_console_at_a_terminal_and_json_elsewhere(tmp_path: Path) -> None:
+    assert not at_a_terminal().startswith("{")
     with (tmp_path / "log").open("w+") as stream:
         close = configure_logging("info", "auto", stream)
         logging.getLogger("x").info("for machines")
@@ -285,7 +303,7 @@ def test_one_rich_line_per_run(json_lines: Lines) -> None:
     assert (good["agent"], good["run_id"], good["seconds"]) == ("matchmaker", "r1", 1.25)
     assert (good["calls"], good["cached_calls"], good["prompt_tokens"]) == (2, 1, 90)
     assert (good["backend"], good["model"]) == ("ollama", "m")
-    assert "error" not in good
+    assert {"error", "late_seconds", "usd", "retries"}.isdisjoint(good)
     assert (bad["level"], bad["outcome"]) == ("warning", "failed")
     assert bad["error"] == "SourceError: needs.csv:3"
 
@@ -300,14 +318,25 @@ def test_one_rich_line_per_change_of_a_proposal(json_lines: Lines) -> None:
         payload={},
         fingerprint="f",
         run_id="r1",
+        call_ids=("c1", "c2"),
+        created_at=BEGAN,
+        updated_at=BEGAN,
     )
     EventLog().note(ProposalChanged(proposal=proposal, before=None))
+    later = BEGAN + timedelta(minutes=2)
     decided = proposal.with_changes(
         status=ProposalStatus.APPROVED,
-        decisions=(Decision(action="approve", by="ana", via="cli", at=BEGAN),),
+        updated_at=later,
+        decisions=(Decision(action="approve", by="ana", via="cli", at=later),),
     )
     EventLog().note(ProposalChanged(proposal=decided, before=ProposalStatus.PENDING))
-    made, approved = json_lines()
+    done = decided.with_changes(status=ProposalStatus.APPLIED, updated_at=later + timedelta(seconds=0.25))
+    EventLog().note(ProposalChanged(proposal=done, before=ProposalStatus.APPLYING))
+    gone = decided.with_changes(
+        status=ProposalStatus.WITHDRAWN, updated_at=later + timedelta(days=1), error="too late"
+    )
+    EventLog().note(ProposalChanged(proposal=gone, before=ProposalStatus.APPROVED))
+    made, approved, applied, expired = json_lines()
     # The run's own line counts the proposals that it made, so that each is told at DEBUG only.
     assert (made["level"], approved["level"]) == ("debug", "info")
     assert (made["event"], made["proposal"], made["status"]) == ("proposal made", 3, "pending")
@@ -317,7 +346,14 @@ def test_one_rich_line_per_change_of_a_proposal(json_lines: Lines) -> None:
         "pending",
         "approved",
     )
-    assert (approved["by"], approved["via"]) == ("ana", "cli")
+    assert made["call_ids"] == ["c1", "c2"]
+    decision = ("action", "by", "via", "waited_seconds")
+    assert [approved[name] for name in decision] == ["approve", "ana", "cli", 120.0]
+    # What came of the decision names who decided, and how long it took; what time does, nobody decided.
+    assert (applied["by"], applied["via"], applied["seconds"]) == ("ana", "cli", 0.25)
+    assert {"action", "waited_seconds"}.isdisjoint(applied)
+    assert {*decision, "seconds"}.isdisjoint(expired)
+    assert expired["error"] == "too late"
 
 
 def read_all(fd: int) -> str:
@@ -503,35 +539,31 @@ def test_warnings_of_two_agents_are_two(json_lines: Lines) -> None:
     ]  # fmt: skip
 
 
-def test_lines_for_the_journal_begin_with_their_priority(
+def test_lines_of_a_journal_that_takes_no_entries_begin_with_their_priority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with (tmp_path / "journal").open("w") as stream:
-        state = os.fstat(stream.fileno())
-        monkeypatch.setenv("JOURNAL_STREAM", f"{state.st_dev}:{state.st_ino}")
-        close = configure_logging("debug", "json", stream)
+    with leading_to_the_journal(tmp_path / "log", monkeypatch) as stream:
+        close = configure_logging("debug", "json", stream, journal=tmp_path / "nobody")
         log = logging.getLogger("daemon.test")
         for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL):
             log.log(level, "told")
         close()
-    lines = (tmp_path / "journal").read_text().splitlines()
+    lines = (tmp_path / "log").read_text().splitlines()
     assert [line[:3] for line in lines] == ["<7>", "<6>", "<4>", "<3>", "<2>"]
     assert all(json.loads(line[3:])["event"] == "told" for line in lines)
 
 
-def test_each_line_of_a_traceback_on_a_console_that_goes_to_the_journal_has_a_priority(
+def test_each_line_of_a_traceback_that_goes_to_such_a_journal_has_a_priority(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with (tmp_path / "journal").open("w") as stream:
-        state = os.fstat(stream.fileno())
-        monkeypatch.setenv("JOURNAL_STREAM", f"{state.st_dev}:{state.st_ino}")
-        close = configure_logging("info", "console", stream)
+    with leading_to_the_journal(tmp_path / "log", monkeypatch) as stream:
+        close = configure_logging("info", "auto", stream, journal=tmp_path / "nobody")
         try:
             fail("broken")
         except ValueError:
             logging.getLogger("daemon.test").exception("it broke")
         close()
-    lines = (tmp_path / "journal").read_text().splitlines()
+    lines = (tmp_path / "log").read_text().splitlines()
     assert len(lines) > 3
     assert all(line.startswith("<3>") for line in lines)
 

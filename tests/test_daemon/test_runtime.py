@@ -192,7 +192,7 @@ async def test_an_agents_log_lines_name_the_agent_and_the_run(
             self.context.log.info("3 rows read", file="offers.csv")
             return []
 
-    logging.getLogger("askfirst.agent").setLevel(logging.INFO)
+    logging.getLogger("agents.talking").setLevel(logging.INFO)
     async with open_runtime(await settings_for(tmp_path), agents=[Talking], with_llm=False) as runtime:
         result = await runtime.runner.run("talking")
     said = "".join(capsys.readouterr()) + caplog.text  # wherever structlog is set to write by now

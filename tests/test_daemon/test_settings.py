@@ -121,7 +121,7 @@ class TestFile:
     def with_everything_on() -> str:
         """The shipped file with each commented setting switched on."""
         text = re.sub(r"^# (\w+ = )", r"\1", SHIPPED.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        return text.replace('"api_key"', f'"{SHIPPED}"')
+        return text.replace('"api_key"', f'"{SHIPPED}"').replace('"otlp_headers"', f'"{SHIPPED}"')
 
     @staticmethod
     def matchmaker_fields() -> Mapping[str, FieldInfo]:
@@ -135,6 +135,7 @@ class TestFile:
         keys = {(table, key) for table in SECTIONS for key in settings.sources.table[table]}
         assert {path[:2] for path in known_keys()} - keys == {
             ("llm", "api_key"),
+            ("traces", "headers"),
             ("llm", "seed"),
             ("llm", "context_length"),
             ("llm", "max_reply_bytes"),
@@ -148,10 +149,13 @@ class TestFile:
             "model",
             "api_base",
             "api_key_file",
+            "endpoint",
+            "headers_file",
             "allowed_hosts",
             "ping_url",
             "pushgateway",
             "control_group",
+            "log_levels",
             "timezone",
             "quiet",
             "max_runs_per_backend",
@@ -381,6 +385,7 @@ class TestEnvironment:
             "temperature": "0.5", "max_tokens": "5", "top_p": "0.5", "timeout": "5", "seed": "5",
             "context_length": "512", "max_reply_bytes": "2048", "enable_cache": "false", "cache_dir": "/c",
             "data_dir": "/d", "plugin_dir": "/p", "prompts_dir": "/q", "log_level": "error",
+            "log_levels": "llm=debug",
             "log_format": "json", "stop_grace": "3s", "max_concurrent_runs": "5",
             "enabled": "false", "host": "localhost", "port": "5",
             "think": "high", "overflow": "trim", "keep_alive": "5m", "embed_model": "e", "adapter_path": "/a",
@@ -392,6 +397,8 @@ class TestEnvironment:
             "ping_url": "http://x", "control_group": "staff", "max_series": "500", "pushgateway": "http://p",
             "ping_every": "1h", "stall_after": "5s", "every": "1h", "keep": "5", "dir": "/b", "runs": "5d",
             "calls": "5d", "proposals": "5d",
+            "endpoint": "http://c:1", "headers": "a=b", "headers_file": str(SHIPPED), "content": "true",
+            "sample": "0.5",
             "allowed_hosts": "a", "expires_after": "5h", "mode": "quorum", "people": "a", "quorum": "3",
         }  # fmt: skip
         shared = ("llm", "budgets", "agents")  # LLM_BUDGET can hold these too
@@ -612,3 +619,22 @@ def test_a_problem_knows_its_place_for_programs_too(write: Write) -> None:
     assert caught.value.problems == (
         SettingsProblem(key="web.port", message="must be at least 0, not -1", source=str(path), line=2),
     )
+
+
+def test_levels_of_parts_may_be_written_as_toml_has_them(write: Write) -> None:
+    wanted = {"llm": "debug", "agents.garden": "info", "daemon.store.space": "error"}
+    for text in (
+        'log_levels = { llm = "debug", "agents.garden" = "info", daemon.store.space = "error" }',
+        '[daemon.log_levels]\nllm = "debug"\nagents.garden = "info"\n"daemon.store.space" = "error"',
+    ):
+        settings = load_settings(write(f"[daemon]\n{text}\n[agents.garden]\n"), {})
+        assert settings.daemon.log_levels == wanted
+        assert settings.warnings == ()
+    (warning,) = load_settings(write('[daemon]\n\nlog_levels = { agents.gardn = "info" }\n'), {}).warnings
+    assert warning.line == 3
+    assert "agents.gardn logs nothing: there is no table [agents.gardn]" in str(warning)
+    with pytest.raises(SettingsError) as caught:
+        load_settings(write('[daemon]\n\nlog_levels = { httpcore = "debug" }\n'), {})
+    (problem,) = caught.value.problems
+    assert (problem.line, problem.key) == (3, "daemon.log_levels")
+    assert "httpcore is never logged at debug" in problem.message

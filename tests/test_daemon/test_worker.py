@@ -34,8 +34,9 @@ from daemon.worker.limits import Limits
 from daemon.worker.process import PROGRAM
 from daemon.worker.wire import heard, spoken
 from llm import BudgetExceeded, LLMConfig, LLMError, NoModel, RateLimited, register_backend
+from llm.events import CallEvent, ToolFinished, ToolStarted
 from llm.testing import ScriptedBackend
-from llm.types import Chunk, Embeddings, EmbedRequest, LLMRequest
+from llm.types import Caller, Chunk, Embeddings, EmbedRequest, LLMRequest
 from tests.support.canary import CANARY, shows_key
 from tests.support.plugins import plugin_folder, source_of
 from tests.support.stores import Clock, line, run_result, settings_for
@@ -110,7 +111,7 @@ async def test_it_is_handed_all_that_an_agent_in_this_process_is(
     assert found[0] == found[1]
     assert results[0] == results[1] == (RunOutcome.SUCCEEDED, ("one note", "another"), 1)
     assert found[1]["open"] == ["Write open"]
-    said = [record for record in caplog.records if record.name == "daemon.worker.process"]
+    said = [record for record in caplog.records if "line" in vars(record) and record.name == "agents.helpful"]
     assert [record.line for record in said] == ["printed by the agent"]  # type: ignore[attr-defined]
 
 
@@ -248,7 +249,8 @@ async def test_an_error_of_the_model_comes_out_there_as_what_it_is(
     error = BudgetExceeded("the budget is used up", retry_after=90.0, budget="1 usd/day", used=1.5)
     scripted(monkeypatch, error)
     runtime = await open_({"colour": "fails"}, llm_config=scripted_config(tmp_path, retries=0))
-    found = await saw(runtime)
+    found = dict(await saw(runtime))
+    assert len(found.pop("call_id")) == 32
     assert found == {
         "kind": "BudgetExceeded",
         "words": "the budget is used up",
@@ -512,6 +514,25 @@ async def test_a_model_is_asked_so_many_questions_at_a_time_and_no_more(tmp_path
     finally:
         await worker.end()
     await llm.aclose()
+
+
+async def test_a_tool_that_runs_in_a_worker_is_told_to_the_models_observers_within_bounds(
+    tmp_path: Path,
+) -> None:
+    told: list[CallEvent] = []
+    llm = ScriptedBackend(observers=[told.append])
+    context = AgentContext(llm=llm, base_dir=tmp_path, data_dir=tmp_path / "x", run_id="r1")
+    worker = Worker(launch(tmp_path), context)
+    message = {"is": "tool", "tool": "look" * 100, "execution": "e1"}
+    worker._take(message, 100)
+    worker._take({**message, "latency": 0.5, "error": "OSError"}, 100)
+    caller = Caller(agent="harmless", run_id="r1")
+    place: dict[str, Any] = {"backend": llm.name, "model": llm.config.model, "caller": caller}
+    known = {**place, "tool": "look" * 16, "execution_id": "e1"}
+    assert told == [ToolStarted(**known), ToolFinished(**known, latency=0.5, error="OSError")]
+    with pytest.raises(ValueError, match="took nan s"):  # which ends the worker, as any nonsense does
+        worker._take({**message, "latency": float("nan"), "error": ""}, 100)
+    Worker(launch(tmp_path), context_for(tmp_path))._take(message, 100)  # without a model nobody listens
 
 
 async def test_a_worker_is_started_when_it_is_first_needed_and_ended_once(tmp_path: Path) -> None:

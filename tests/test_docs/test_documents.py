@@ -57,6 +57,7 @@ async def run_python(example: Example, namespace: dict[str, Any]) -> None:
         await result
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("path", SHELL, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_shell_examples_of_a_document_run_from_top_to_bottom(path: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "config", tmp_path / "config")

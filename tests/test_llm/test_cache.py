@@ -172,10 +172,10 @@ async def test_hits_and_misses_are_told_and_a_hit_is_no_call(shop: Shop) -> None
     recorder = Recorder()
     client = shop.client("leeks", recorder=recorder)
     await client.generate("Hello")
-    await client.generate("Hello")
+    kept = await client.generate("Hello")
     assert recorder.of(CacheMiss, CacheHit) == [
         CacheMiss(backend="scripted", model="small"),
-        CacheHit(backend="scripted", model="small"),
+        CacheHit(backend="scripted", model="small", call_id=kept.call_id),
     ]
     stats = client.get_stats()
     assert (stats["calls"], stats["cache_hits"], stats["cache_misses"]) == (1, 1, 1)

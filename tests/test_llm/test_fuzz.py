@@ -41,6 +41,8 @@ from tests.support.canary import CANARY, links, shown, shows_key
 from tests.support.hostile import changed, programs
 from tests.support.replay_server import body_of, recordings
 
+pytestmark = [pytest.mark.usefixtures("untraced"), pytest.mark.timeout(600)]
+
 EXAMPLES = 10_000
 MOST_TOKENS = 2 * 10**9
 

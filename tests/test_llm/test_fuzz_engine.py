@@ -26,6 +26,8 @@ from llm.types import LLMMessage, LLMRequest, LLMResponse
 from tests.support.canary import CANARY, links, shown, shows_key
 from tests.support.hostile import changed, programs
 
+pytestmark = [pytest.mark.usefixtures("untraced"), pytest.mark.timeout(600)]
+
 REQUEST = LLMRequest(
     messages=(LLMMessage("user", "Hi"),), model="m", temperature=0.0, max_tokens=64, top_p=0.9
 )

@@ -203,7 +203,8 @@ async def test_what_another_backend_may_do_it_is_asked_for(error: LLMError) -> N
         response = await client.generate("What grows?")
         assert client.get_stats()["fallbacks"] == 1
     assert (response.content, response.backend) == ("Leeks", "big")
-    assert two.told(FellBack) == [FellBack(backend="small", model="small-model", to="big", code=error.code)]
+    place = {"backend": "small", "model": "small-model", "call_id": two.told(CallFailed)[0].call_id}
+    assert two.told(FellBack) == [FellBack(to="big", code=error.code, **place)]
 
 
 @pytest.mark.parametrize("error", [BadRequest("messages must not be empty"), CallCancelled("closed")])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llm import LLMMessage, LLMRequest, LLMResponse
+from llm.events import CacheHit, CacheMiss, CallStarted
 from llm.types import ROLES, Role
 
 
@@ -68,3 +69,19 @@ def test_the_json_of_a_response_is_a_fresh_object_each_time() -> None:
 def test_values_are_frozen(value: Any, field: str) -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(value, field, "changed")
+
+
+def test_an_event_with_fields_of_its_own_is_made_quickly_and_frozen_all_the_same() -> None:
+    hit = CacheHit(backend="b", model="m", call_id="c")
+    assert (hit.backend, hit.caller.agent, hit.call_id, hit.request) == ("b", "", "c", None)
+    for event, field in ((hit, "call_id"), (hit, "backend"), (CacheMiss(backend="b", model="m"), "model")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(event, field, "other")
+
+
+def test_an_event_refers_to_what_was_asked_and_does_not_show_it() -> None:
+    asked = request(LLMMessage("user", "Where does Ana live?"))
+    event = CallStarted(backend="b", model="m", request=asked)
+    assert event.request is asked
+    assert "Ana" not in repr(event)
+    assert event == CallStarted(backend="b", model="m")

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from daemon.install.dashboards.panels import DATASOURCE, JSON, RUNBOOKS, Panel
+from daemon.install.dashboards.promql import ALERTNAMES, SCOPE, Source, labels_of
 from daemon.observability.catalogue import METRICS
-from dashboards.panels import DATASOURCE, JSON, RUNBOOKS, Panel
-from dashboards.promql import ALERTNAMES, SCOPE, Source, labels_of
 
 COLUMNS = 24
 

@@ -1,7 +1,7 @@
 """Dashboards: everything in config/grafana, made from Python so that it cannot drift from the metrics' names.
 
-`make dashboards` (python -m dashboards) writes it. It is no part of the program: the wheel carries what
-it writes.
+`make dashboards` (python -m daemon.install.dashboards) writes it. It is no part of the program: the wheel
+carries what it writes.
 
     promql        queries, made from the names and labels of the catalogue; a name that is not there raises
     panels        the kinds of panels: stat, time series, bars, table, heatmap, state timeline, ...

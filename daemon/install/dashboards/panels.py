@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from dashboards.promql import ALERTNAMES, Expr, names_in, whole
+from daemon.install.dashboards.promql import ALERTNAMES, Expr, names_in, whole
 
 JSON = dict[str, Any]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dashboards.alarms import alarm, alarm_names
-from dashboards.boards import Board, Row, Variable
-from dashboards.panels import (
+from daemon.install.dashboards.alarms import alarm, alarm_names
+from daemon.install.dashboards.boards import Board, Row, Variable
+from daemon.install.dashboards.panels import (
     BAD,
     CALM,
     LATE,
@@ -26,7 +26,7 @@ from dashboards.panels import (
     state_timeline,
     table,
 )
-from dashboards.promql import (
+from daemon.install.dashboards.promql import (
     RANGE,
     Expr,
     Source,

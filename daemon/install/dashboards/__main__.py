@@ -1,4 +1,4 @@
-"""Writes config/grafana anew: python -m dashboards [FOLDER]."""
+"""Writes config/grafana anew: python -m daemon.install.dashboards [FOLDER]."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dashboards import inbox, models, overview, provisioning
+from daemon.install.dashboards import inbox, models, overview, provisioning
 
-FOLDER = Path(__file__).parents[1] / "config" / "grafana"
+FOLDER = Path(__file__).parents[3] / "config" / "grafana"
 
 
 def files() -> Mapping[str, str]:

@@ -6,9 +6,9 @@ import re
 from functools import cache
 from pathlib import Path
 
-from dashboards.panels import Link, runbook
+from daemon.install.dashboards.panels import Link, runbook
 
-RULES = Path(__file__).parents[1] / "config" / "prometheus" / "askfirst.rules.yml"
+RULES = Path(__file__).parents[3] / "config" / "prometheus" / "askfirst.rules.yml"
 
 
 @cache

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dashboards.alarms import alarm
-from dashboards.boards import Board, Row, Variable
-from dashboards.panels import (
+from daemon.install.dashboards.alarms import alarm
+from daemon.install.dashboards.boards import Board, Row, Variable
+from daemon.install.dashboards.panels import (
     BAD,
     CALM,
     LATE,
@@ -20,7 +20,17 @@ from dashboards.panels import (
     series,
     stat,
 )
-from dashboards.promql import RANGE, WINDOW, Expr, Source, increase, largest, quantile, ratio, total
+from daemon.install.dashboards.promql import (
+    RANGE,
+    WINDOW,
+    Expr,
+    Source,
+    increase,
+    largest,
+    quantile,
+    ratio,
+    total,
+)
 
 _own = Source({"agent": ("agent",)})
 
