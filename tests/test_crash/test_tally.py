@@ -1,4 +1,4 @@
-"""The line at the end of `pytest -m crash`: what happened, added up, and nothing else."""
+"""The lines at the end of `pytest -m crash` and `-m monitoring`: what happened, added up; nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.stores import ROOT
 
 CODE = """
 import pytest
-from tests.support.tally import note
+from tests.support.tally import note, note_watched
 
 @pytest.mark.parametrize("times", [1, 2])
 def test_kills(record_property, times):
@@ -21,6 +21,10 @@ def test_kills(record_property, times):
 
 def test_cuts(record_property):
     note(record_property, power_cuts=7)
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_alarms(record_property, name):
+    note_watched(record_property, metrics=53 * (name == "one"), alerts=1)
 """
 
 
@@ -48,7 +52,8 @@ def test_the_counts_of_all_tests_are_said_in_one_line_also_when_they_are_spread(
         "crash: 7 power cuts, 3,000 kills, 0 replayed kills, 0 failing system calls, "
         "0 interrupted migrations: 1 lost, 0 duplicated, 0 corrupt"
     )
-    assert line in done.stdout.splitlines(), done.stdout + done.stderr
+    watched = "monitoring: 53 metrics, 0 panels, 0 rules, 2 alerts fired"
+    assert {line, watched} <= set(done.stdout.splitlines()), done.stdout + done.stderr
 
 
 def test_nothing_is_said_when_nothing_was_counted(tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ def _budgets() -> list[Panel]:
         ),
         bars(
             "Refused by a budget",
-            "Calls that were refused because a budget is used up.",
+            "Calls that were refused because a budget has no room for them.",
             [
                 Target(
                     expr=total(increase(_own("askfirst_llm_budget_refusals_total")), "backend"),
@@ -337,7 +337,7 @@ def _budgets() -> list[Panel]:
                 )
             ],
             nothing="None in this time",
-        ).linked(alarm("AskfirstBudgetUsedUp")),
+        ).linked(alarm("AskfirstBudgetRefusing")),
     ]
 
 
