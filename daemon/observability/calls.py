@@ -24,6 +24,7 @@ from llm.events import (
     FellBack,
     ParameterDropped,
     Retried,
+    ToolFinished,
 )
 
 _log = logging.getLogger("llm.events")  # so that `llm` alone makes them appear
@@ -141,8 +142,6 @@ def _told(event: CallEvent) -> tuple[str, dict[str, Any]]:
             }  # fmt: skip
         case CacheHit():
             return "model call answered from the cache", {"call_id": event.call_id, "cached": True}
-        case Coalesced():
-            return "model call shares the answer of one that is under way", {}
         case CallPriced() if event.cost:
             return "model call priced", {"call_id": event.call_id, "usd": round(event.cost, 6)}
         case _:
@@ -167,7 +166,23 @@ def _told_between(event: CallEvent) -> tuple[str, dict[str, Any]]:
             return "a larger model is asked as well", {"to": event.to, "why": event.why}
         case BudgetRefused():
             return "model call refused: a budget is used up", {"budget": event.budget}
+        case _:
+            return _told_beside(event)
+
+
+def _told_beside(event: CallEvent) -> tuple[str, dict[str, Any]]:
+    """What happens beside the calls to backends."""
+    match event:
+        case Coalesced():
+            return "model call shares the answer of one that is under way", {}
         case ParameterDropped():
             return "a parameter is left out", {"parameter": event.parameter}
+        case ToolFinished():
+            made_up = event.error == "unknown_tool"  # then its name is whatever the model wrote
+            return "tool call finished", {
+                "tool": None if made_up else event.tool,
+                "seconds": round(event.latency, 3),
+                "error": event.error,
+            }
         case _:
             return "", {}

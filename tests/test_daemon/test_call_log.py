@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -19,7 +19,7 @@ from daemon.observability.calls import CallLog
 from daemon.observability.context import about
 from daemon.observability.logging import configure_logging
 from llm import BadRequest, LLMConfig, LLMError, LLMRequest, LLMResponse, ServerError, calling
-from llm.events import BudgetRefused, CallPriced
+from llm.events import BudgetRefused, CallPriced, Coalesced, ToolFinished
 from llm.middleware.breaker import Breaker
 from llm.middleware.cache import ResponseCache
 from llm.middleware.coalesce import Coalesce
@@ -27,8 +27,9 @@ from llm.middleware.retry import Retry
 from llm.router import RoutedClient
 from llm.routes import Routes
 from llm.stores.sqlite import SqliteResponseStore
-from llm.testing import ScriptedBackend
+from llm.testing import Recorder, ScriptedBackend
 from llm.types import Caller
+from tests.support.waiting import seen
 
 QUESTION = "What does Maria eat?"
 ANSWER = "Parsley, mostly."
@@ -160,6 +161,18 @@ async def test_what_calls_cost_and_what_budgets_refused_belongs_to_the_run(lines
     ]
 
 
+async def test_a_tool_is_told_by_its_name_unless_the_model_made_that_up(lines: Lines) -> None:
+    calls = CallLog()
+    place: dict[str, Any] = {"backend": "b", "model": "m", "caller": Caller(agent="garden", run_id="r1")}
+    calls.observe(ToolFinished(tool="weather", execution_id="t1", latency=0.25, result=ANSWER, **place))
+    calls.observe(ToolFinished(tool=ANSWER, execution_id="t2", latency=0.5, error="unknown_tool", **place))
+    told = await asyncio.to_thread(lines)  # which looks for what was said
+    assert [(line["event"], line.get("tool"), line["seconds"], line.get("error")) for line in told] == [
+        ("tool call finished", "weather", 0.25, None),
+        ("tool call finished", None, 0.5, "unknown_tool"),
+    ]
+
+
 def test_runs_that_never_end_are_forgotten() -> None:
     calls = CallLog()
     for n in range(300):
@@ -199,8 +212,10 @@ async def hang(_: LLMRequest) -> str:
 class Asking(BaseAgent):
     """Asks once."""
 
+    patience: ClassVar[float] = 0.05
+
     async def analyze(self) -> list[Proposal]:
-        await self.use_llm(QUESTION, timeout=0.05)
+        await self.use_llm(QUESTION, timeout=self.patience)
         return []
 
 
@@ -214,15 +229,26 @@ async def test_a_call_that_failed_is_kept_under_the_id_that_the_log_has(script: 
     assert [call.id for call in context.calls] == [failed["call_id"]]
 
 
+class Patient(Asking):
+    """Asks once, and waits for the answer."""
+
+    patience = 60.0
+
+
 async def test_a_shared_failure_has_the_id_for_one_of_those_who_shared_it(
     lines: Lines, tmp_path: Path
 ) -> None:
+    recorder = Recorder()
+
+    async def refuse(_: LLMRequest) -> BadRequest:
+        await seen(lambda: len(recorder.of(Coalesced)) == 2)
+        return BadRequest("no")
+
     cache = ResponseCache(SqliteResponseStore(tmp_path))
-    client = ScriptedBackend(
-        BadRequest("no"), config=CONFIG, middleware=[cache, Coalesce()], observers=[CallLog().observe]
-    )
+    observers = [CallLog().observe, recorder]
+    client = ScriptedBackend(refuse, config=CONFIG, middleware=[cache, Coalesce()], observers=observers)
     contexts = [AgentContext(llm=client) for _ in range(3)]
-    ended = await asyncio.gather(*(Asking(each).analyze() for each in contexts), return_exceptions=True)
+    ended = await asyncio.gather(*(Patient(each).analyze() for each in contexts), return_exceptions=True)
     await client.aclose()
     assert all(isinstance(each, BadRequest) for each in ended)
     told = await asyncio.to_thread(lines)
