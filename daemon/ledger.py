@@ -12,6 +12,7 @@ from agents.proposal import Proposal, ProposalStatus
 from daemon.errors import DecisionRefused, StoreFull
 from daemon.events import EventBus, ProposalChanged
 from daemon.intake import MAX_SENTENCE, storable
+from daemon.observability.context import about_nothing
 from daemon.store.rows import DAEMON, ProposalEvent
 
 if TYPE_CHECKING:
@@ -128,5 +129,6 @@ class Ledger:
 
     def publish(self, page: Page) -> None:
         """Tell everybody what happened on a page that was committed."""
-        for change in page.changes:
-            self._events.publish(change)
+        with about_nothing():
+            for change in page.changes:
+                self._events.publish(change)

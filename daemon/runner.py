@@ -40,7 +40,7 @@ from daemon.execution import explain
 from daemon.intake import fit_call, fit_proposal, fit_returned
 from daemon.interruptions import Interruptions, announce
 from daemon.maker import AgentMaker
-from daemon.observability.context import about
+from daemon.observability.context import about, about_nothing
 from daemon.outcome import RunUnderWay
 from daemon.proposals import ProposalDesk
 from daemon.store.locks import LockBusy
@@ -127,18 +127,26 @@ class Runner:
         async with self._turns.setdefault(agent_name, asyncio.Lock()):
             await self._desk.expire_due()
             run = RunUnderWay.of(agent_name, trigger, self._now(), due, settled)
-            config = AgentConfig(name=agent_name)
-            try:
-                config = await self._maker.config(agent_name)
-                async with self._interruptions.alone(run, config):
-                    self._events.publish(RunBegun(agent=run.agent, run_id=run.run_id, trigger=run.trigger))
-                    with about(agent=run.agent, run_id=run.run_id):
-                        await self._work(run, config)
-                    return await finished(self._record(run, config))
-            except (AgentError, LockBusy) as error:
-                run.end(RunOutcome.FAILED, explain(error))
-                run.blameless = isinstance(error, AgentNotFound | LockBusy)
-            return await finished(self._record(run, config))
+            with about(agent=run.agent, run_id=run.run_id):
+                return await self._carry_out(agent_name, run)
+
+    async def _carry_out(self, agent_name: str, run: RunUnderWay) -> RunResult:
+        config = AgentConfig(name=agent_name)
+        try:
+            config = await self._maker.config(agent_name)
+            async with self._interruptions.alone(run, config):
+                self._tell(RunBegun(agent=run.agent, run_id=run.run_id, trigger=run.trigger))
+                await self._work(run, config)
+                return await finished(self._record(run, config))
+        except (AgentError, LockBusy) as error:
+            run.end(RunOutcome.FAILED, explain(error))
+            run.blameless = isinstance(error, AgentNotFound | LockBusy)
+        return await finished(self._record(run, config))
+
+    def _tell(self, *events: Event) -> None:
+        with about_nothing():
+            for event in events:
+                self._events.publish(event)
 
     async def config(self, agent_name: str) -> AgentConfig:
         """How an agent is run.
@@ -269,11 +277,11 @@ class Runner:
                 await self._states.save(connection, status)
         changes += [ProposalChanged(proposal=each, before=None, action="keep") for each in result.proposals]
         changes += [DueTimesSettled(due_times=settled)] if settled else []
-        for change in changes:
-            self._events.publish(change)
+        self._tell(*changes)
         if status.state is not before.state:
-            announce(self._events, status, before.state)
-        self._events.publish(RunFinished(result=result, status=status))
+            with about_nothing():
+                announce(self._events, status, before.state)
+        self._tell(RunFinished(result=result, status=status))
         return result
 
     async def _candidates(

@@ -28,6 +28,16 @@ def about(**values: Any) -> Iterator[None]:
         _about.reset(token)
 
 
+@contextmanager
+def about_nothing() -> Iterator[None]:
+    """What is started inside, such as a timer, outlives the work under way and is not about it any more."""
+    token = _about.set(_NOTHING)
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
 def what_it_is_about() -> dict[str, Any]:
     """The values of the work under way; of a model call also who asked, and its id."""
     found = dict(_about.get())

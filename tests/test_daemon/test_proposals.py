@@ -16,6 +16,7 @@ from agents.errors import AgentError, AgentNotFound
 from agents.proposal import Approvers, Proposal, ProposalStatus
 from daemon.errors import DecisionRefused, ProposalNotFound, StoreError
 from daemon.execution import agent_lock
+from daemon.observability.context import what_it_is_about
 from tests.support.stores import AGENT, START, Bench, LedgerAgent, bench, context_in, line
 
 _S = ProposalStatus
@@ -62,6 +63,25 @@ async def test_approving_applies_and_records_what_undo_needs(it: Bench) -> None:
         (1, "approved", "applying"),
         (1, "applying", "applied"),
     ]
+
+
+async def test_what_is_logged_meanwhile_is_about_the_proposal_and_what_it_sets_going_is_not(
+    it: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = await it.one()
+    inside: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = []
+    apply = LedgerAgent.apply
+
+    async def noted(agent: LedgerAgent, proposal: Proposal) -> Any:
+        inside.append(what_it_is_about())
+        return await apply(agent, proposal)
+
+    monkeypatch.setattr(LedgerAgent, "apply", noted)
+    it.desk._ledger._events.subscribe(lambda _: told.append(what_it_is_about()))
+    done = await it.desk.approve(number, "ana", "cli")
+    assert inside == [{"proposal": number, "agent": AGENT, "run_id": done.run_id}]
+    assert told == [{}] * 3
 
 
 async def test_approving_without_applying_waits_for_apply(it: Bench) -> None:

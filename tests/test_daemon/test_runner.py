@@ -35,6 +35,7 @@ from daemon.events import (
     RunFinished,
     RunOutcome,
 )
+from daemon.observability.context import what_it_is_about
 from daemon.outcome import new_run_id
 from daemon.runtime import Runtime, open_runtime
 from llm import Caller, ConnectionFailed, LLMConfig, RateLimited, TemplateError
@@ -104,6 +105,34 @@ async def test_a_run_keeps_its_proposals_and_tells_of_them(open_: Open) -> None:
     assert isinstance(also, ProposalChanged)
     assert (kept.before, also.before) == (None, None)
     assert finished == RunFinished(result=result, status=AgentStatus(agent="quick"))
+
+
+async def test_what_is_logged_meanwhile_is_about_the_run_and_what_it_sets_going_is_not(
+    open_: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[dict[str, Any]] = []
+    bus = EventBus()
+    bus.subscribe(lambda _: told.append(what_it_is_about()))
+    runtime, _ = await open_(events=bus)
+    inside: list[dict[str, Any]] = []
+
+    def look(agent: BaseAgent) -> list[Proposal]:
+        inside.append(what_it_is_about())
+        return [one("a"), one("b")]
+
+    save = runtime.runs.save
+
+    async def noted(*given: Any) -> None:
+        inside.append(what_it_is_about())
+        await save(*given)
+
+    Quick.look = staticmethod(look)
+    monkeypatch.setattr(runtime.runs, "save", noted)
+    result = await runtime.runner.run("quick")
+    looking, recording = inside
+    assert looking == recording == {"agent": "quick", "run_id": result.run_id}
+    assert told == [{}] * 4  # begun, two proposals, finished
+    assert what_it_is_about() == {}
 
 
 async def test_a_run_tells_that_it_begins_before_the_agent_looks(open_: Open) -> None:
