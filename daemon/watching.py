@@ -109,7 +109,7 @@ class Watching:
             found = house()
             return found is not None and found.failing(job)
 
-        jobs = {job: partial(failing, job) for job in VALUES["job"]}
+        jobs = {job: partial(failing, job) for job in VALUES["task"]}
         self.metrics.read_state_from(lambda: bool(space.trouble), jobs)
         self.metrics.read_from(self._read_program)
         self._folder = folder

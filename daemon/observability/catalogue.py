@@ -84,7 +84,7 @@ LABELS = MappingProxyType(
         "code": "the kind of error: `timeout`, `connection`, `rate_limit`, ..." + _RARE,
         "budget": "a budget as the configuration writes it, as long as there is room",
         "queue": "what waits: `runs` for a free place, `log` lines to be written",
-        "job": "`backup` or `retention`",
+        "task": "`backup` or `retention`",
         "version": "of Askfirst",
         "python": "version of Python",
         "gen_ai_provider_name": "as `backend`",
@@ -102,7 +102,7 @@ VALUES = MappingProxyType(
         "action": ("approve", "edit", "reject", "snooze", "undo"),
         "code": ERROR_CODES,
         "queue": ("runs", "log"),
-        "job": ("backup", "retention"),
+        "task": ("backup", "retention"),
         "gen_ai_operation_name": ("chat", "embeddings"),
         "gen_ai_token_type": ("input", "output"),
     }
@@ -430,7 +430,7 @@ PROGRAM = (
         name="askfirst_housekeeping_failing",
         kind="gauge",
         help="1 while the last try of the job failed; it is tried again each hour.",
-        labels=("job",),
+        labels=("task",),
     ),
     Metric(
         name="askfirst_clock_steps_total",

@@ -25,8 +25,8 @@ FACTOR = 400.0
 OWN = frozenset({"up"})
 """Metrics that Prometheus makes itself."""
 
-TARGET_LABELS = frozenset({"job", "instance", "le", "exported_job"})
-"""Labels that scraping adds: `exported_job` is our `job`, since that name is taken."""
+TARGET_LABELS = frozenset({"job", "instance", "le"})
+"""Labels that scraping adds."""
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _WORDS = {"and", "or", "unless", "offset", "by", "on", "ignoring", "without", "group_left", "bool"}

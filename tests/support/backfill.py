@@ -29,7 +29,7 @@ VALUES = {
     "code": ("timeout", "connection"),
     "budget": ("100000 tokens/day", "2 usd/month"),
     "queue": ("runs", "log"),
-    "exported_job": ("backup", "retention"),
+    "task": ("backup", "retention"),
     "version": ("1.0.0",),
     "python": ("3.11.2",),
     "gen_ai_provider_name": ("ollama", "remote"),
@@ -80,7 +80,7 @@ def open_metrics(start: int, end: int) -> str:
 
 
 def _label_sets(metric: Metric) -> Iterator[dict[str, str]]:
-    labels = ["exported_job" if label == "job" else label for label in metric.labels]
+    labels = list(metric.labels)
     for values in product(*(VALUES[label] for label in labels)):
         made = dict(zip(labels, values, strict=True))
         pairs = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -235,11 +236,12 @@ def test_a_query_reads_as_it_was_built() -> None:
     assert largest(share + share).text.startswith("max ((histogram_quantile(")
 
 
-def test_a_label_that_prometheus_renames_is_asked_for_by_its_new_name() -> None:
-    """`job` is the target's own label, so a metric's `job` is kept as `exported_job`."""
-    metric = METRICS["askfirst_housekeeping_failing"]
-    assert "job" in metric.labels
-    assert labels_of(metric) == {"exported_job"}
+def test_no_metric_has_a_label_that_is_the_targets_own() -> None:
+    """Prometheus would rename ours to `exported_...` at each scrape."""
+    for metric in METRICS.values():
+        assert labels_of(metric) == set(metric.labels)
+    with pytest.raises(ValueError, match="job"):
+        labels_of(replace(METRICS["askfirst_housekeeping_failing"], labels=("job",)))
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def _nobody_missed_a_run(began: float, lasted: float) -> None:
         runs = sorted(moment for moment in agent.runs if began <= moment <= began + lasted)
         gaps = [after - before for before, after in itertools.pairwise(runs)]
         assert len(runs) >= lasted / 2 - 1, (agent.name, lasted, runs)  # a busy machine delays some
-        assert max(gaps) < 4, gaps  # those who block or spin do so for five seconds and more
+        assert max(gaps) < 4.9, gaps  # those who block or spin do so for five seconds and more
 
 
 SETTLED = """

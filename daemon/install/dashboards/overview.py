@@ -455,8 +455,8 @@ def _program() -> list[Panel]:
             "for runs.",
             [
                 Target(
-                    expr=largest(_own("askfirst_housekeeping_failing"), "exported_job"),
-                    legend="{{exported_job}}",
+                    expr=largest(_own("askfirst_housekeeping_failing"), "task"),
+                    legend="{{task}}",
                 ),
                 Target(expr=largest(_own("askfirst_storage_full")), legend="room on the disk"),
             ],

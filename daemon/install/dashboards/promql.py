@@ -142,10 +142,13 @@ class Source:
 def labels_of(metric: Metric) -> frozenset[str]:
     """The labels of the metric's series as Prometheus keeps them.
 
-    A label of ours that is also one of the target's is kept as `exported_...` unless the scrape says
-    `honor_labels`, which ours does not.
+    Raises:
+        ValueError: one is the target's too; Prometheus would rename ours.
     """
-    return frozenset(f"exported_{label}" if label in TARGET else label for label in metric.labels)
+    if taken := set(metric.labels) & set(TARGET):
+        msg = f"{metric.name} has a label of the target's: {', '.join(sorted(taken))}"
+        raise ValueError(msg)
+    return frozenset(metric.labels)
 
 
 def up() -> Expr:
