@@ -52,7 +52,7 @@ def test_the_counts_of_all_tests_are_said_in_one_line_also_when_they_are_spread(
         "crash: 7 power cuts, 3,000 kills, 0 replayed kills, 0 failing system calls, "
         "0 interrupted migrations: 1 lost, 0 duplicated, 0 corrupt"
     )
-    watched = "monitoring: 53 metrics, 0 panels, 0 rules, 2 alerts fired"
+    watched = "monitoring: 53 metrics, 0 panels, 0 rules, 2 alerts fired, 0 spans received"
     assert {line, watched} <= set(done.stdout.splitlines()), done.stdout + done.stderr
 
 
