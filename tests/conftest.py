@@ -46,6 +46,10 @@ ALLOWED = {
 }
 
 
+WHOLE_PROGRAMS = ("process", "crash", "clock", "systemd", "monitoring", "contract", "browser")
+"""Marks of tests that run the whole program, or a model, again and again."""
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No setting of the developer's own reaches a test, and no test writes into the developer's home."""
@@ -59,6 +63,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     monkeypatch.setenv("OLLAMA_HOST", NOBODY)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("llm.registry._registered", {})
+
+
+@pytest.fixture(autouse=True)
+def whole_programs_are_not_traced(request: pytest.FixtureRequest) -> None:
+    """What they run is covered by the tests of its parts, in less time."""
+    if any(request.node.get_closest_marker(name) for name in WHOLE_PROGRAMS):
+        request.getfixturevalue("untraced")
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +94,17 @@ def untraced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.settrace(None)
     yield
     sys.settrace(tracer)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests take long come first, lest one process is left with one when the others are done."""
+    long = {item.path for item in items if _takes_long(item)}
+    items.sort(key=lambda item: item.path not in long)
+
+
+def _takes_long(item: pytest.Item) -> bool:
+    marked = any(item.get_closest_marker(name) for name in (*WHOLE_PROGRAMS, "engine"))
+    return marked or "untraced" in getattr(item, "fixturenames", ())
 
 
 @pytest.hookimpl(wrapper=True)

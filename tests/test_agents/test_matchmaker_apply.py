@@ -34,6 +34,8 @@ from tests.support.matchmaker_data import (
     simple_folder,
 )
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
 STYLES = [
     pytest.param({}, id="as shipped"),
     pytest.param({"delimiter": ";", "newline": "\r\n", "bom": "\ufeff"}, id="Excel in Spain"),

@@ -21,7 +21,7 @@ from tests.support.background import Running, running
 from tests.support.faketime import WallClock
 from tests.support.waiting import seen_now
 
-pytestmark = [pytest.mark.process, pytest.mark.clock, pytest.mark.usefixtures("untraced")]
+pytestmark = [pytest.mark.process, pytest.mark.clock]
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
 YEAR = 365.25 * DAY

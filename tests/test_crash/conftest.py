@@ -10,11 +10,6 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def none_is_traced(untraced: None) -> None:
-    """They start the program many hundred times."""
-
-
 @pytest.fixture
 def strace() -> None:
     """Skips where strace is missing."""

@@ -18,7 +18,7 @@ import pytest
 from tests.support.program import Program
 from tests.support.waiting import seen_now
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(300), pytest.mark.usefixtures("untraced")]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 AGENTS = 1_000
 EVERY_S = 20

@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
 from hypothesis import event, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -27,6 +28,8 @@ from daemon.store.tables import WAITING
 from tests.support.stores import AGENT, Bench, Clock, LedgerAgent, bench, context_in, line, until
 
 T = TypeVar("T")
+pytestmark = pytest.mark.usefixtures("untraced")
+
 _S = ProposalStatus
 
 PEOPLE = ("ana", "luis", "eva", "mallory")

@@ -214,10 +214,18 @@ async def test_the_daemon_names_an_agent_of_its_own_process_that_blocks(
 
 async def test_how_long_the_loop_took_to_come_round_is_told_each_time_also_when_that_is_no_stall() -> None:
     times: list[float] = []
-    async with watched(after=30, late=times.append) as watch, asyncio.timeout(20):
+    blocking = threading.Event()
+
+    def ask(watch: StallWatch) -> None:
+        blocking.wait()
+        watch._ask_round()
+
+    async with watched(after=30, late=times.append) as watch, asyncio.timeout(60):
         while max(times, default=0.0) < 0.1:
-            asked = asyncio.create_task(asyncio.to_thread(watch._ask_round))
-            await asyncio.sleep(0.01)  # it asks now, or a moment later
-            blocks(0.2)
+            blocking.clear()
+            asked = asyncio.create_task(asyncio.to_thread(ask, watch))
+            await asyncio.sleep(0)
+            blocking.set()
+            blocks(0.3)
             await asked
     assert watch.stalls == 0

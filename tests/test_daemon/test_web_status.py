@@ -344,6 +344,7 @@ def test_what_is_vendored_is_unchanged_and_carries_its_licence() -> None:
         assert "MIT License" in (vendor / licence).read_text(encoding="utf-8")
 
 
+@pytest.mark.usefixtures("untraced")  # coverage itself loads some of these
 def test_no_template_engine_is_loaded_before_the_page_is_asked_for() -> None:
     code = "import sys, daemon.serving, daemon.web.app, daemon.web.status\n"
     code += "print(sorted({'jinja2', 'markupsafe', 'daemon.web.view', 'sqlite3'} & set(sys.modules)))"
