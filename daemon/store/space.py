@@ -109,7 +109,7 @@ class SpaceGuard:
         """
         if self.trouble:
             raise DaemonError(self.trouble)
-        return f"{_mib(self._free)} free"
+        return f"{_room(self._free)} free"
 
     def _tell(self, trouble: str) -> None:
         before = self.trouble
@@ -146,7 +146,7 @@ class SpaceGuard:
             return self._make_reserve()
         if not kept or self._free < wanted:
             needed = wanted if kept else wanted + RESERVE_BYTES
-            return f"only {_mib(self._free)} are free and {_mib(needed)} are needed"
+            return f"only {_room(self._free)} are free and {_room(needed)} are needed"
         return ""
 
     def _give_up(self) -> None:
@@ -166,7 +166,7 @@ class SpaceGuard:
         except (OSError, StoreError) as error:
             with contextlib.suppress(OSError):
                 draft.unlink(missing_ok=True)
-            return f"{_mib(RESERVE_BYTES)} cannot be reserved ({getattr(error, 'strerror', None) or error})"
+            return f"{_room(RESERVE_BYTES)} cannot be reserved ({getattr(error, 'strerror', None) or error})"
         self._free = shutil.disk_usage(self._folder).free
         return ""
 
@@ -180,5 +180,6 @@ def _allocate(descriptor: int) -> None:
         os.write(descriptor, _BLOCK)
 
 
-def _mib(size: float) -> str:
-    return f"{size / 1024 / 1024:.1f} MiB"
+def _room(size: float) -> str:
+    mib = size / 1024 / 1024
+    return f"{mib:.1f} MiB" if mib < 1024 else f"{mib / 1024:.1f} GiB"

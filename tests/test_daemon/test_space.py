@@ -22,7 +22,7 @@ import pytest
 
 from agents.proposal import ProposalStatus
 from daemon.errors import DaemonError, ExitCode, StoreFull
-from daemon.store.space import RESERVE_BYTES, SpaceGuard
+from daemon.store.space import RESERVE_BYTES, SpaceGuard, _room
 from tests.support.program import Program
 from tests.support.small_disk import fill, needs_root, small_disk
 from tests.support.stores import bench, line
@@ -59,7 +59,7 @@ def test_with_room_the_reserve_is_really_taken(tmp_path: Path) -> None:
     assert state.st_blocks * 512 >= RESERVE_BYTES
     assert state.st_mode & 0o777 == 0o600
     assert told.said == []
-    assert asyncio.run(told.guard.ping()).endswith("MiB free")
+    assert asyncio.run(told.guard.ping()).endswith("iB free")
 
 
 def test_too_little_room_holds_the_agents_once_and_says_why(
@@ -302,3 +302,10 @@ def test_a_start_on_a_read_only_disk_ends_with_a_sentence(program: Program) -> N
     assert done.code == ExitCode.FAILED
     assert "Traceback" not in done.err
     assert "read-only" in done.err.lower()
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(52_428_800, "50.0 MiB"), (1_072_693_248, "1023.0 MiB"), (73_919_500_288, "68.8 GiB")]
+)
+def test_room_is_told_in_the_unit_that_people_read(size: int, words: str) -> None:
+    assert _room(size) == words
