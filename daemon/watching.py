@@ -72,7 +72,6 @@ class Watching:
         self._scheduler: AgentScheduler | None = None
         self._followed: Runtime | None = None
         self._census: Census | None = None
-        self._folder = Path()
         self._since: dict[str, datetime] = {}
         self._intervals: dict[str, Intervals] = {}
         self._agents_changed: Callable[[], None] = lambda: None
@@ -105,15 +104,18 @@ class Watching:
             house: makes backups and forgets what is old, None before that is known.
         """
 
-        def failing(job: str) -> bool:
+        def failing(task: str) -> float:
             found = house()
-            return found is not None and found.failing(job)
+            return float(found is not None and found.failing(task))
 
-        jobs = {job: partial(failing, job) for job in VALUES["task"]}
-        self.metrics.read_state_from(lambda: bool(space.trouble), jobs)
+        self.metrics.read_from(
+            lambda: {
+                "askfirst_storage_full": float(bool(space.trouble)),
+                "askfirst_housekeeping_failing": {(task,): failing(task) for task in VALUES["task"]},
+            }
+        )
         self.metrics.read_from(self._read_program)
-        self._folder = folder
-        self.metrics.read_slowly_from(self._read_disk, DISK_AGE_S)
+        self.metrics.read_slowly_from(partial(_read_disk, folder), DISK_AGE_S)
 
     def watch_stalls(self, stalls: StallWatch) -> None:
         """Tell how often the event loop stood still."""
@@ -308,13 +310,6 @@ class Watching:
             },
         }
 
-    async def _read_disk(self) -> Reading:
-        usage = await asyncio.to_thread(_usage_of, self._folder)
-        if usage is None:
-            return {}
-        free, size = usage
-        return {"askfirst_disk_free_bytes": float(free), "askfirst_disk_size_bytes": float(size)}
-
 
 def _models_of(runtime: Runtime) -> Mapping[str, LLMConfig]:
     """The backends that are asked, by name."""
@@ -339,13 +334,13 @@ def _parsed(text: str, backend: str) -> list[str]:
     return [str(budget) for budget in parse_budgets(text, backend=backend)]
 
 
-def _usage_of(folder: Path) -> tuple[int, int] | None:
-    """What is free on the disk of a folder, and how large that is; None before the folder is made."""
+async def _read_disk(folder: Path) -> Reading:
+    """How much room the disk of a folder has; nothing before the folder is made."""
     try:
-        usage = shutil.disk_usage(folder)
+        usage = await asyncio.to_thread(shutil.disk_usage, folder)
     except FileNotFoundError:
-        return None
-    return usage.free, usage.total
+        return {}
+    return {"askfirst_disk_free_bytes": float(usage.free), "askfirst_disk_size_bytes": float(usage.total)}
 
 
 def _passed(due: Mapping[str, Intervals], now: datetime) -> dict[Labels, float]:

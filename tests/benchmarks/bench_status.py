@@ -147,7 +147,7 @@ def median_ms(program: Running, path: str, times: int, *, pause: float = 0.0) ->
     request = urllib.request.Request(f"{address}{path}", headers={"Accept": "text/html"})
 
     def once() -> float:
-        time.sleep(pause)
+        time.sleep(pause)  # until the last page is too old to be shown again
         began = time.perf_counter()
         with urllib.request.urlopen(request, timeout=30) as answer:
             answer.read()

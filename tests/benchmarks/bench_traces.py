@@ -43,7 +43,7 @@ from daemon.observability.spans import Span
 from daemon.observability.tracing import Collector, Exporter
 exporter = Exporter(Collector(endpoint="http://127.0.0.1:1"), Cleaner(), gather=0.0)
 exporter.put(Span(name="x", trace_id=1, span_id=1, start=1, end=2))
-while not exporter.lost:
+while not exporter.lost:  # nobody listens there; the thread is idle once it has given the span up
     time.sleep(0.01)
 print("ready", flush=True)
 sys.stdin.read()
@@ -101,7 +101,7 @@ def test_what_sending_a_span_costs() -> None:
         exporter = Exporter(Collector(endpoint=collector.url), Cleaner(["secret-secret"]), gather=0.0)
         exporter.put(made[0])
         while exporter._waiting or not collector.bodies:  # so that the import is not counted
-            time.sleep(0.01)
+            time.sleep(0.01)  # for the thread to come to its turn
         began, put = time.process_time(), 0.0
         for span in made[1:]:
             exporter.put(span)
@@ -150,9 +150,9 @@ def _woken_in(code: str) -> float:
     with process:
         assert process.stdout is not None
         process.stdout.readline()
-        time.sleep(1)
+        time.sleep(1)  # what it does right after the start is not counted
         before = cost_of(process.pid).wake_ups
-        time.sleep(IDLE_S)
+        time.sleep(IDLE_S)  # the time that is measured
         woken = cost_of(process.pid).wake_ups - before
         process.kill()
     return woken

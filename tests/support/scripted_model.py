@@ -55,7 +55,7 @@ class ScriptedModel:
         self.asked += 1
         question = str(body["messages"][-1]["content"])
         if "at once" in question:
-            time.sleep(1.0)
+            time.sleep(1.0)  # so slow a model that an identical question comes meanwhile
         if "hiccup" in question:
             self._hiccups += 1
             if self._hiccups == 1:

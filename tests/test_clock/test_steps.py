@@ -269,7 +269,7 @@ def test_daylight_saving_brings_each_day_one_run(tmp_path: Path) -> None:
         clock.set(datetime(2026, 10, 25, 0, 29, 58, tzinfo=UTC))
         found.more(1)
         clock.set(datetime(2026, 10, 25, 1, 29, 58, tzinfo=UTC))
-        time.sleep(NOTICED)
+        time.sleep(NOTICED)  # long enough to see the step, and to run it again if it did so
         assert len(found.ticks()) == 1
         found.stop()
     clock.set(datetime(2027, 3, 28, 0, 50, tzinfo=UTC))

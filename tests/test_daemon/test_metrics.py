@@ -49,7 +49,7 @@ def metrics() -> Metrics:
     made = Metrics()
     made.set_version("1.2.3")
     made.expect_agents(["matchmaker", "perishables"])
-    made.expect_model("ollama", "qwen2.5:1.5b")
+    made.expect_models([("ollama", "qwen2.5:1.5b")])
     return made
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from daemon.observability.catalogue import OTHER
 from daemon.observability.metrics.families import Exemplar, Reading
-from daemon.observability.metrics.registry import MAX_SERIES, Metrics, ProposalCounts, State
+from daemon.observability.metrics.registry import MAX_SERIES, Metrics, ProposalCounts
 from daemon.observability.metrics.room import FEWEST_SERIES, Labels
 
 __all__ = [
@@ -20,5 +20,4 @@ __all__ = [
     "Metrics",
     "ProposalCounts",
     "Reading",
-    "State",
 ]

@@ -33,16 +33,13 @@ MAX_AGE_S = 5.0
 ProposalCounts = Mapping[tuple[str, ProposalStatus], int]
 """How many proposals there are for each pair of agent and status."""
 
-State = Callable[[], bool]
-"""Whether something holds at the moment."""
-
 
 class Metrics:
     """All metrics of one daemon: an observer of model calls and a subscriber of the event bus.
 
     Names and labels are those of the catalogue. A metric that was never given a value is not shown.
     Names of agents, backends, models and budgets are shown if they are expected (`expect_...`) and there is
-    room for them; models first, then budgets and agents, is a good order. Everything else is `other`.
+    room for them; budgets first, then models and agents, is a good order. Everything else is `other`.
 
     Args:
         dropped_lines: how many log lines were lost so far.
@@ -57,7 +54,6 @@ class Metrics:
         self._slow: list[SlowSource] = []
         self._process = ProcessReader()
         self._proposals_changed: Callable[[], None] = lambda: None
-        self._models: dict[tuple[str, str], None] = {}
         self._scrapes = Scrapes(self._encode)
         self.read_from(lambda: {"askfirst_log_lines_dropped_total": float(dropped_lines())})
 
@@ -67,15 +63,11 @@ class Metrics:
         """Show these agents by name, and no others any more; the counters of their runs begin at 0."""
         self._expect(("agent",), [(name,) for name in names])
 
-    def expect_model(self, backend: str, model: str) -> None:
-        """Show this backend and model by name too; the counters of their calls begin at 0."""
-        self.expect_models([*self._models, (backend, model)])
-
     def expect_models(self, models: Iterable[tuple[str, str]]) -> None:
-        """Show these backends and models by name, and no others any more."""
-        self._models = dict.fromkeys(models)
-        self._expect(("backend",), [(backend,) for backend, _ in self._models])
-        self._expect(("backend", "model"), list(self._models))
+        """Show these backends and models by name, and no others any more; their counters begin at 0."""
+        pairs: list[Labels] = list(models)
+        self._expect(("backend",), [(backend,) for backend, _ in pairs])
+        self._expect(("backend", "model"), pairs)
 
     def expect_budgets(self, budgets: Iterable[str]) -> None:
         """Show these budgets, as the configuration writes them, and no others any more."""
@@ -169,15 +161,6 @@ class Metrics:
         slow = SlowSource(source, max_age)
         self._slow.append(slow)
         return slow.forget
-
-    def read_state_from(self, storage_full: State, failing: Mapping[str, State]) -> None:
-        """Where it can be seen whether the disk is full, and which jobs of the program's own fail."""
-        self.read_from(
-            lambda: {
-                "askfirst_storage_full": float(storage_full()),
-                "askfirst_housekeeping_failing": {(job,): float(fails()) for job, fails in failing.items()},
-            }
-        )
 
     def read_proposals_from(self, reader: Callable[[], Awaitable[ProposalCounts]]) -> None:
         """Where the proposal counts come from; read when a scrape finds them stale or old."""
