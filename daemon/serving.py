@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from importlib import metadata
 from typing import TYPE_CHECKING
 
 from daemon.events import AgentState
@@ -12,6 +11,7 @@ from daemon.lifecycle import Lifecycle
 from daemon.observability.health import Health
 from daemon.observability.metrics import Metrics
 from daemon.scheduler import AgentScheduler
+from daemon.version import own_version
 
 if TYPE_CHECKING:
     from daemon.settings import Settings
@@ -95,7 +95,7 @@ class Serving:
         from daemon.web.ops import Operations  # noqa: PLC0415 - as above
         from daemon.web.status import StatusPage  # noqa: PLC0415 - as above
 
-        version = await asyncio.to_thread(program_version)
+        version = await asyncio.to_thread(own_version)
         self._metrics.set_version(version)
         settings, assets = self._settings, Assets()
         self._operations = operations = Operations(metrics=self._metrics, health=health, version=version)
@@ -127,11 +127,3 @@ class Serving:
         if self._scheduler.trigger(agent, "webhook"):
             return ""
         return f"it is not scheduled; see: askfirst agents why {agent}"
-
-
-def program_version() -> str:
-    """The version of the installed distribution."""
-    try:
-        return metadata.version("askfirst")
-    except metadata.PackageNotFoundError:
-        return "unknown"

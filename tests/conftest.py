@@ -41,7 +41,6 @@ ALLOWED = {
     "llm/backends/models.py": ("model_file",),
     "llm/backends/mlx_files.py": ("source",),
     "llm/stores/sqlite.py": ("_select",),
-    "daemon/serving.py": ("program_version",),
     "docs/write-a-backend.md": ("health_check",),  # looks for a program, as short as an example may be
 }
 

@@ -23,6 +23,7 @@ from daemon.commands.shapes import (
 )
 from daemon.errors import DaemonError, ExitCode
 from daemon.render import Screen
+from daemon.version import own_version
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -197,7 +198,6 @@ def _cancelled() -> bool:
 
 
 def _watching(settings: Settings) -> Watching:
-    from daemon.control.wire import own_version  # noqa: PLC0415 - beside what it is needed for
     from daemon.observability.metrics import Metrics  # noqa: PLC0415 - loads prometheus_client
     from daemon.watching import Watching  # noqa: PLC0415 - as above
 

@@ -14,6 +14,7 @@ from daemon.control import wire
 from daemon.control.peers import uid_of
 from daemon.errors import ControlError, DaemonGone, DaemonSilent, NotAllowed, OtherVersion
 from daemon.plain import loads
+from daemon.version import own_version
 
 
 class Connection:
@@ -54,7 +55,7 @@ class Connection:
         return connection
 
     async def _greet(self) -> None:
-        version = await asyncio.to_thread(wire.own_version)
+        version = await asyncio.to_thread(own_version)
         hello = {"version": version, "protocol": wire.PROTOCOL}
         async for answer in self._answers(wire.Request("hello", hello)):
             self.greeting = answer["ok"]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from agents.proposal import ProposalStatus
 from daemon.control.lock import Holder
-from daemon.control.wire import own_version
 from daemon.events import AgentStatus
 from daemon.observability.health import Health
+from daemon.version import own_version
 
 if TYPE_CHECKING:
     from daemon.runtime import Runtime

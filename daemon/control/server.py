@@ -19,6 +19,7 @@ from daemon.control.peers import Peer, admitted, uid_of
 from daemon.control.places import make_socket, remove_socket
 from daemon.errors import ControlError, DaemonError, NotAllowed, NotUnderstood, OtherVersion
 from daemon.plain import dumps
+from daemon.version import own_version
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class ControlServer:
             DaemonError: the socket cannot be made.
         """
         if self._version is None:
-            self._version = await asyncio.to_thread(wire.own_version)
+            self._version = await asyncio.to_thread(own_version)
         made, self.path = await asyncio.to_thread(make_socket, self._data_dir, self._group)
         self._server = await asyncio.start_server(
             self._met, sock=made, limit=wire.MAX_REQUEST, backlog=_BACKLOG

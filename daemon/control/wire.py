@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from importlib import metadata
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -112,14 +111,6 @@ def read_error(data: Any) -> Exception:
                 setattr(error, name, more[name])
             return error
     return ControlError("the daemon answered with an error that this program does not know")
-
-
-def own_version() -> str:
-    """The version of the installed distribution; reads files."""
-    try:
-        return metadata.version("askfirst")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _are_names(given: Mapping[Any, Any]) -> bool:

@@ -15,7 +15,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 from daemon.observability.messages import as_text
 from daemon.observability.redact import Cleaner
 from daemon.observability.spans import ERROR_TEXT, Span
+from daemon.version import own_version
 
 ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 """OpenTelemetry's own variables for where spans go; the SDK reads them."""
@@ -171,7 +171,7 @@ class _Sdk:
 
         self._cleaner = cleaner
         self._failure = ""
-        self._version = _version()
+        self._version = own_version()
         self._resource = _resource(collector, self._version)
         # What they say may hold headers and addresses, and they say it each time; we tell what matters.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL + 1)
@@ -282,10 +282,3 @@ def _resource(collector: Collector, version: str) -> Any:
     if instance:
         known["service.instance.id"] = instance
     return Resource.create(known).merge(OTELResourceDetector().detect())
-
-
-def _version() -> str:
-    try:
-        return metadata.version("askfirst")
-    except metadata.PackageNotFoundError:
-        return "unknown"

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from daemon.control.places import SOCKET
-from daemon.control.wire import PROTOCOL, own_version
+from daemon.control.wire import PROTOCOL
+from daemon.version import own_version
 from tests.support.program import Ended, Program
 from tests.support.waiting import seen_now
 

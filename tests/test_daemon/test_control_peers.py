@@ -59,7 +59,8 @@ for line in lines:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def hello(self) -> dict[str, Any]:
-        from daemon.control.wire import PROTOCOL, own_version
+        from daemon.control.wire import PROTOCOL
+        from daemon.version import own_version
 
         return {"do": "hello", "with": {"version": own_version(), "protocol": PROTOCOL}}
 

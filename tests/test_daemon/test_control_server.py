@@ -47,11 +47,12 @@ from daemon.store.due_times import DueTimeStore
 from daemon.store.proposals import ProposalStore
 from daemon.store.runs import RunStore
 from daemon.store.states import StateStore
+from daemon.version import own_version
 from tests.support.stores import AGENT, LedgerAgent, line, run_result
 from tests.support.waiting import seen
 
 ME = Peer(os.geteuid(), "me", trusted=True)
-HELLO = {"version": wire.own_version(), "protocol": wire.PROTOCOL}
+HELLO = {"version": own_version(), "protocol": wire.PROTOCOL}
 GUEST = Peer(12345, "guest", trusted=False)
 
 
