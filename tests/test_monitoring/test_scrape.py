@@ -39,6 +39,13 @@ class Scene:
         return urllib.parse.urlsplit(self.world.url).netloc
 
 
+def _streamed_again(world: World, watching: Prometheus) -> bool:
+    """Run the porter once more; the program notices within a second or so that its cache was cleared."""
+    world.command("agents", "run", "porter")
+    streams = "increase(gen_ai_client_operation_time_to_first_chunk_seconds_count[1m]) > 0"
+    return bool(watching.query(streams))
+
+
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     folder = tmp_path_factory.mktemp("scene")
@@ -53,9 +60,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
             # What happened before the first scrape is in no rate: it happens again, the cache being empty.
             seen_now(lambda: bool(watching.query("askfirst_proposal_apply_failures_total > 0")))
             world.command("llm", "cache", "clear")
-            world.command("agents", "run", "porter")
-            streams = "increase(gen_ai_client_operation_time_to_first_chunk_seconds_count[1m]) > 0"
-            seen_now(lambda: bool(watching.query(streams)))
+            seen_now(lambda: _streamed_again(world, watching))
             seen_now(lambda: not missing(world.scrape()))
             yield Scene(world, watching)
 
